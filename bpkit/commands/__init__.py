@@ -1,0 +1,1 @@
+"""The subcommands of `bpkit`, one a file; `bpkit.cli` loads each when it is called."""

@@ -1,0 +1,29 @@
+"""The errors a user sees: one line that says what was wrong, where, and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BpkitError(Exception):
+    """A mistake that the user can mend. The command line prints its text alone and exits with 2."""
+
+
+class UnknownName(BpkitError):
+    """A name that is not registered, or a key that a configuration does not have."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to `name`, case apart, or None when nothing is close."""
+    folded = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
+    return folded[close[0]] if close else None
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
+    """`unknown loss 'mes': did you mean 'mse'?`, or the names there are when nothing is close."""
+    names = sorted(known)
+    close = nearest(name, names)
+    hint = f"did you mean {close!r}?" if close else f"there are: {', '.join(names) or 'none'}"
+    return UnknownName(f"unknown {kind} {name!r}: {hint}")

@@ -1,0 +1,41 @@
+"""`Handwritten`, mixed into every module of `bpkit.nn` ahead of its torch class."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bpkit.core.fuse import fuse
+
+
+class Handwritten:
+    """Marks a module whose forward records hand-written backwards.
+
+        class ReLU(Handwritten, torch.nn.ReLU):
+            def forward(self, input): return relu(input, self.inplace)
+
+    Attributes:
+        fused: run this module's formulas compiled where that is quicker (`convert(fuse=True)`).
+    """
+
+    fused: bool = False
+    forward: Callable[..., Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in cls.__dict__:
+            cls.forward = _fusing(cls.__dict__["forward"])
+
+
+def _fusing(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def fusing(self: Handwritten, *args: Any, **kwargs: Any) -> Any:
+        if self.fused and not torch.compiler.is_compiling():
+            with fuse():
+                return forward(self, *args, **kwargs)
+        return forward(self, *args, **kwargs)
+
+    return fusing

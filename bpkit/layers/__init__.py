@@ -1,0 +1,1 @@
+"""Layers, a family a page: derivation, Function, Module and the spec that proves it."""

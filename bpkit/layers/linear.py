@@ -1,0 +1,98 @@
+"""Linear: an affine map of the last axis.
+
+    y[n,o] = Σᵢ x[n,i] w[o,i] + b[o]                        n: all leading axes, i: in, o: out
+
+With δ = ∂L/∂y:
+
+    ∂L/∂x[n,i] = Σₒ δ[n,o] w[o,i]                           δ w
+    ∂L/∂w[o,i] = Σₙ δ[n,o] x[n,i]                           δᵀ x
+    ∂L/∂b[o]   = Σₙ δ[n,o]
+
+Saved: x, when w wants a gradient (w itself is a parameter, and costs nothing).
+Source: Rumelhart, Hinton & Williams, "Learning representations by back-propagating errors", 1986.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bpkit.core.function import Function
+from bpkit.core.module import Handwritten
+from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
+
+
+class LinearFunction(Function):
+    """`(x [*, in], w [out, in], b [out] | None) -> [*, out]`."""
+
+    autocast = {"cpu": "lower", "cuda": "lower"}
+
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return nn.functional.linear(input, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, _ = inputs
+        ctx.save_for_backward(
+            input if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        grad_input = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_input = grad_output @ weight  # δ w                                    [*, in]
+        if ctx.needs_input_grad[1]:
+            rows = grad_output.flatten(0, -2) if grad_output.dim() > 1 else grad_output[None]
+            columns = input.flatten(0, -2) if input.dim() > 1 else input[None]
+            grad_weight = rows.mT @ columns  # δᵀ x                                     [out, in]
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_output.sum(tuple(range(grad_output.dim() - 1)))  #         [out]
+        return grad_input, grad_weight, grad_bias
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear` with a hand-written backward.
+
+    Args:
+        input: `[*, in]`.  weight: `[out, in]` (or `[in]`).  bias: `[out]` (or a scalar).
+
+    Returns:
+        `[*, out]`.
+
+    Raises:
+        RuntimeError: shapes or dtypes that do not go together, in torch's words.
+    """
+    return LinearFunction.call(input, weight, bias)
+
+
+class Linear(Handwritten, nn.Linear):
+    """`torch.nn.Linear` with a hand-written backward."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+def _samples() -> Iterable[Sample]:
+    yield Sample(args=(3, 4), inputs=(randn(5, 3),))
+    yield Sample(args=(3, 2), kwargs={"bias": False}, inputs=(randn(2, 4, 3),), label="no bias")
+    yield Sample(args=(3, 4), inputs=(randn(3),), label="unbatched")
+
+
+SPECS = (
+    LayerSpec(
+        name="Linear",
+        module=Linear,
+        reference=nn.Linear,
+        samples=_samples,
+        saves="input",
+        saved_bytes=lambda module, inputs, output: nbytes(inputs[0]),
+        aliases=("linear",),
+        summary="affine map of the last axis",
+    ),
+)
