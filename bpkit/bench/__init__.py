@@ -1,0 +1,1 @@
+"""Measuring bpkit against torch: interleaved in one process, medians, time and bytes saved."""

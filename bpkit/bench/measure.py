@@ -1,0 +1,46 @@
+"""Interleaved timing: contenders take turns, so that what disturbs the machine disturbs them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+
+def interleave(contenders: Mapping[str, Callable[[], object]], seconds: float = 1.0) -> dict[str, float]:
+    """Median seconds of one call of each contender.
+
+    Args:
+        contenders: by name, what to time; each has to do the same work.
+        seconds: about how long to measure in all, after one untimed call of each.
+
+    Every round times each contender once, over as many calls as fill a millisecond; there are at
+    least seven rounds.
+    """
+    first = {name: _timed(call, 1, warm=True) for name, call in contenders.items()}
+    calls = max(1, round(1e-3 / max(min(first.values()), 1e-7)))
+    rounds = max(7, round(seconds / (calls * sum(first.values()))))
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(min(rounds, 2000)):
+        for name, call in contenders.items():
+            times[name].append(_timed(call, calls))
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def _timed(call: Callable[[], object], calls: int, *, warm: bool = False) -> float:
+    """Seconds a call takes; `warm` makes one untimed call before (compiling, allocating)."""
+    if warm:
+        call()
+    _synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    _synchronize()
+    return (time.perf_counter() - start) / calls
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
