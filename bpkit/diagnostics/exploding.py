@@ -1,0 +1,153 @@
+"""Exploding: the gradient grows beyond what a step can follow, over depth, over time, or at once.
+
+Four kinds of sign, each measured against the run itself:
+
+*growth*: the norm is `GROWTH` decades above the median of the run's start and of its recent past, and
+above six robust deviations of it. Pascanu, Mikolov & Bengio (2013) clip at half to ten times the average
+norm; a hundred times is past that.
+*depth*: a profile over depth (`bpkit.diagnostics.depth`) that rises towards the input, or the signal
+towards the output, as they do where weights amplify: a gain of 2 a layer is three decades in ten layers (He
+et al. 2015, section 2.2).
+*leap*: one step moves a layer by several times its own size.
+*sensitivity*: scaling a layer by a thousandth would move the loss by all of itself, as with a recurrent
+layer, whose gradient is multiplied by one matrix at every time step.
+
+One sample with a sign is a spike, from which healthy runs recover; a verdict wants several in a row, one
+that is beyond doubt, or a gradient that is no longer finite right after a sign.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import isfinite, log10
+from statistics import median
+
+from bpkit.diagnostics.advice import against_exploding
+from bpkit.diagnostics.depth import bias_gradients, elasticities, moves, signals, trend
+from bpkit.diagnostics.diagnostic import Diagnostic
+from bpkit.diagnostics.finding import Finding, Severity
+from bpkit.diagnostics.instruments import GradientNorm, GradientRate, WeightNorm
+from bpkit.diagnostics.sample import Sample
+
+FIRST = 5  # samples that stand for the run's start
+RECENT = 30
+IN_A_ROW = 3
+GROWTH = 2.0
+DEVIATIONS = 6.0
+DEPTH = 3.0
+AGREEMENT = 0.8
+LEAP = 3.0
+SENSITIVITY = 1e3
+HARMLESS = 1e-2  # a step of a hundredth of every layer explodes nothing, however the norm has grown
+BEYOND_DOUBT = 2.0  # decades above a threshold
+
+
+@dataclass(frozen=True)
+class Sign:
+    """Decades by which a threshold is passed, where, and the figure that passes it."""
+
+    beyond: float
+    layers: tuple[str, ...]
+    evidence: Mapping[str, float]
+
+
+class Exploding(Diagnostic):
+    """Growth of the gradient over depth, over time, or beyond the size of the weights."""
+
+    needs = (GradientNorm, WeightNorm, GradientRate)
+
+    def __init__(self) -> None:
+        self._first: list[float] = []
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._loss = 0.0
+        self._row: list[Sign] = []
+        self._severity: Severity | None = None
+
+    def observe(self, sample: Sample) -> Iterable[Finding]:
+        """A finding from the third sign in a row on, or at once when beyond doubt."""
+        total = sample.total(GradientNorm)
+        if not isfinite(total):
+            if self._row:
+                self._severity = "critical"
+                yield self._finding(sample)
+            return
+        sign = max(self._signs(sample, total), key=lambda sign: sign.beyond, default=None)
+        self._row = [*self._row[-IN_A_ROW:], sign] if sign is not None and sign.beyond >= 0 else []
+        self._keep(total)
+        if self._row and max(sign.beyond for sign in self._row) >= BEYOND_DOUBT:
+            self._severity = "critical"
+        elif len(self._row) >= IN_A_ROW:
+            self._severity = self._severity or "warning"
+        if self._row and self._severity is not None:
+            yield self._finding(sample)
+
+    def _keep(self, total: float) -> None:
+        if total > 0:
+            self._recent.append(log10(total))
+            if len(self._first) < FIRST:
+                self._first.append(log10(total))
+
+    def _signs(self, sample: Sample, total: float) -> Iterable[Sign]:
+        updates = moves(sample)
+        if updates and max(updates.values()) < HARMLESS:
+            return
+        yield from _over_depth(sample)
+        if self._first and total > 0:
+            base = max(median(self._first), median(self._recent))
+            spread = 1.4826 * median(abs(value - base) for value in self._recent)
+            threshold = max(GROWTH, DEVIATIONS * spread)
+            yield Sign(
+                log10(total) - base - threshold, _largest(sample), {"norm_over_usual": total / 10**base}
+            )
+        if updates:
+            layer = max(updates, key=updates.__getitem__)
+            yield _over(updates[layer], LEAP, (layer,), "update_over_weight")
+        if sample.loss is not None and isfinite(sample.loss):
+            self._loss = max(self._loss, abs(sample.loss))
+            reach = elasticities(sample)
+            if reach and self._loss:
+                layer = max(reach, key=reach.__getitem__)
+                yield _over(reach[layer] / self._loss, SENSITIVITY, (layer,), "elasticity_over_loss")
+
+    def _finding(self, sample: Sample) -> Finding:
+        strongest = max(self._row, key=lambda sign: sign.beyond)
+        assert self._severity is not None
+        return Finding(
+            kind="exploding",
+            severity=self._severity,
+            layers=strongest.layers,
+            step=sample.step,
+            last_step=sample.step,
+            evidence={**strongest.evidence, "gradient_norm": sample.total(GradientNorm)},
+            advice=against_exploding(sample, strongest.layers),
+        )
+
+
+def _over_depth(sample: Sample) -> Iterable[Sign]:
+    """Gradients that rise towards the input, signals that rise towards the output."""
+    signal = signals(sample)
+    profiles = ((elasticities(sample), -1), (bias_gradients(sample), -1), (signal, 1))
+    for profile, direction in profiles:
+        slope = trend(profile)
+        if slope is not None and slope.agreement >= AGREEMENT:
+            decades, layers = direction * slope.decades, tuple(slope.profile)
+            factor = 10 ** (decades / (len(layers) - 1))
+            where = layers[len(layers) // 2 :] if direction > 0 else layers[: (len(layers) + 1) // 2]
+            yield Sign(decades - DEPTH, where, {"decades_over_depth": decades, "factor_per_layer": factor})
+    if len(signal) > 1:
+        ends = tuple(signal)
+        ratio = signal[ends[-1]] / signal[ends[0]]
+        yield _over(ratio, 10 ** (DEPTH + 1), ends, "signal_last_over_first")
+
+
+def _over(value: float, threshold: float, layers: tuple[str, ...], name: str) -> Sign:
+    return Sign(log10(value / threshold) if value > 0 else -1.0, layers, {name: value})
+
+
+def _largest(sample: Sample) -> tuple[str, ...]:
+    """The layers that hold the gradient: those within a decade of the largest."""
+    norms = sample.by_layer(GradientNorm)
+    largest = max(norms.values())
+    return tuple(layer for layer, value in norms.items() if value >= 0.1 * largest)
