@@ -10,7 +10,7 @@ class BpkitError(Exception):
     """A mistake that the user can mend. The command line prints its text alone and exits with 2."""
 
 
-class UnknownName(BpkitError):
+class UnknownNameError(BpkitError):
     """A name that is not registered, or a key that a configuration does not have."""
 
 
@@ -21,9 +21,9 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return folded[close[0]] if close else None
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """`unknown loss 'mes': did you mean 'mse'?`, or the names there are when nothing is close."""
     names = sorted(known)
     close = nearest(name, names)
     hint = f"did you mean {close!r}?" if close else f"there are: {', '.join(names) or 'none'}"
-    return UnknownName(f"unknown {kind} {name!r}: {hint}")
+    return UnknownNameError(f"unknown {kind} {name!r}: {hint}")

@@ -27,6 +27,7 @@ from torch._C import _are_functorch_transforms_active, _is_any_autocast_enabled
 from torch._functorch.utils import unwrap_dead_wrappers
 
 from bpkit.core import fuse
+from bpkit.core.code import own_code
 
 CastPolicy = Literal["lower", "fp32", "promote"]
 
@@ -104,7 +105,7 @@ def _caller(cls: type[Function]) -> Callable[..., Any]:
                     return cls.apply(*args)
         return cls.apply(*args)
 
-    return call
+    return own_code(call)
 
 
 def _with_defaults(args: tuple[Any, ...], arity: int, defaults: tuple[Any, ...] | None) -> tuple[Any, ...]:
@@ -148,7 +149,7 @@ def _remember_fusion(setup_context: Callable[..., None]) -> Callable[..., None]:
             ctx.fused = True
         setup_context(ctx, inputs, output)
 
-    return remembering
+    return own_code(remembering)
 
 
 def _as_in_forward(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -168,4 +169,4 @@ def _as_in_forward(backward: Callable[..., Any]) -> Callable[..., Any]:
                 return backward(ctx, *grad_outputs)
         return backward(ctx, *grad_outputs)
 
-    return as_in_forward
+    return own_code(as_in_forward)

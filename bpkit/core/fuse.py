@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch._C import _are_functorch_transforms_active
 
+from bpkit.core.code import own_code
+
 logger = logging.getLogger("bpkit")
 
 # Below this many elements the call of a compiled formula (14-37 µs) costs more than it saves.
@@ -76,34 +78,35 @@ def compiler_available() -> bool:
     return True
 
 
-class formula:  # noqa: N801 - used as a decorator
-    """A function of tensors and numbers that runs eagerly or, inside `fuse()`, compiled.
+def formula(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a function of tensors and numbers that runs eagerly or, inside `fuse()`, compiled.
 
     It must be pure, and made of elementwise operations and reductions. It runs eagerly wherever a
     graph of it is wanted: under `create_graph`, `torch.func` or an outer `torch.compile`.
     """
+    own = own_code(function)
 
-    def __init__(self, function: Callable[..., Any], *, min_numel: int = MIN_NUMEL) -> None:
-        functools.update_wrapper(self, function)
-        self.function = function
-        self.min_numel = min_numel
-
-    @functools.cached_property
-    def compiled(self) -> Callable[..., Any]:
-        """`function` through `torch.compile`, with sizes left symbolic so that few variants are built."""
-        return torch.compile(self.function, dynamic=True, fullgraph=True)
-
-    def __call__(self, *args: Any) -> Any:
-        if active() and self._fits(args):
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        if active() and _fits(args):
             with torch.no_grad():
-                return self.compiled(*args)
-        return self.function(*args)
+                return _compiled(own)(*args)
+        return own(*args)
 
-    def _fits(self, args: tuple[Any, ...]) -> bool:
-        tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
-        return (
-            max((tensor.numel() for tensor in tensors), default=0) >= self.min_numel
-            and all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
-            and not _are_functorch_transforms_active()
-            and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-        )
+    return run
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled, its sizes left symbolic so that a new batch size builds nothing new."""
+    return torch.compile(function, dynamic=True, fullgraph=True)
+
+
+def _fits(args: tuple[Any, ...]) -> bool:
+    tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+    return (
+        max((tensor.numel() for tensor in tensors), default=0) >= MIN_NUMEL
+        and all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
+        and not _are_functorch_transforms_active()
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+    )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bpkit.core.code import own_code
 from bpkit.core.fuse import fuse
 
 
@@ -38,4 +39,4 @@ def _fusing(forward: Callable[..., Any]) -> Callable[..., Any]:
                 return forward(self, *args, **kwargs)
         return forward(self, *args, **kwargs)
 
-    return fusing
+    return own_code(fusing)

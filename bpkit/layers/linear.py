@@ -14,10 +14,10 @@ Source: Rumelhart, Hinton & Williams, "Learning representations by back-propagat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bpkit.core.function import Function
@@ -44,23 +44,30 @@ class LinearFunction(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
+        rows = _rows(grad_output)  #                                           δ [n, out]
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_input = grad_output @ weight  # δ w                                    [*, in]
+            grad_input = grad_output @ weight  #                               δ w [*, in]
         if ctx.needs_input_grad[1]:
-            rows = grad_output.flatten(0, -2) if grad_output.dim() > 1 else grad_output[None]
-            columns = input.flatten(0, -2) if input.dim() > 1 else input[None]
-            grad_weight = rows.mT @ columns  # δᵀ x                                     [out, in]
+            grad_weight = rows.mT @ _rows(input)  #                            δᵀ x [out, in]
         if ctx.needs_input_grad[2]:
-            grad_bias = grad_output.sum(tuple(range(grad_output.dim() - 1)))  #         [out]
+            grad_bias = rows.sum(0)  #                                         [out]
         return grad_input, grad_weight, grad_bias
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """[*, k] as [n, k]."""
+    *leading, features = tensor.shape
+    return tensor.reshape(math.prod(leading), features)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear` with a hand-written backward.
 
     Args:
-        input: `[*, in]`.  weight: `[out, in]` (or `[in]`).  bias: `[out]` (or a scalar).
+        input: `[*, in]`.
+        weight: `[out, in]`, or `[in]` for an output without that axis.
+        bias: `[out]`, or a scalar beside a weight of one axis.
 
     Returns:
         `[*, out]`.
@@ -68,6 +75,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Raises:
         RuntimeError: shapes or dtypes that do not go together, in torch's words.
     """
+    if weight.dim() == 1:
+        return LinearFunction.call(input, weight[None], bias if bias is None else bias[None]).squeeze(-1)
     return LinearFunction.call(input, weight, bias)
 
 

@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bpkit.core.spec import LayerSpec
-from bpkit.layers import linear
+from bpkit.layers import (
+    activations,
+    batchnorm,
+    conv,
+    dropout,
+    embedding,
+    flatten,
+    layernorm,
+    linear,
+    pooling,
+    softmax,
+)
 from bpkit.plugins.hookspecs import hookimpl
 
-PAGES = (linear,)
+PAGES = (linear, conv, pooling, batchnorm, layernorm, embedding, dropout, flatten, softmax, activations)
 
 
 @hookimpl

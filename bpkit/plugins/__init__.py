@@ -1,1 +1,11 @@
-"""How layers, losses, optimizers, regularizers, diagnostics, rules and recipes come in by name."""
+"""How layers, losses, optimizers, regularizers, diagnostics, rules and recipes come in by name.
+
+from bpkit.plugins import registry
+registry().layers["Linear"].saves
+"""
+
+from bpkit.plugins.hookspecs import hookimpl
+from bpkit.plugins.manager import PluginError
+from bpkit.plugins.registry import Catalog, Options, PluginInfo, Registry, registry
+
+__all__ = ["Catalog", "Options", "PluginError", "PluginInfo", "Registry", "hookimpl", "registry"]

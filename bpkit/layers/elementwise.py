@@ -1,0 +1,165 @@
+"""Elementwise layers: one rule each, written once, for every function y = f(x) of single elements.
+
+    y[k] = f(x[k])        ∂L/∂x[k] = δ[k] f'(x[k])        k: any position,  δ = ∂L/∂y
+
+`elementwise` makes the Function, the functional, the module and its spec from a line for f, a line
+for δ f', and the word that says which of x and y the second line reads. `activations.py` is the table.
+A new activation, in five lines:
+
+    Squareplus = elementwise(
+        "Squareplus",
+        forward=lambda x: (x + torch.sqrt(x * x + 4)) / 2,
+        backward=lambda grad_output, x: grad_output * (1 + x / torch.sqrt(x * x + 4)) / 2,
+    )
+
+Saved: x, or y where torch's twin keeps its output (an in-place user of x relies on it).
+Source: the chain rule; Rumelhart, Hinton & Williams, 1986, eq. (6).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bpkit.core.function import Function
+from bpkit.core.fuse import formula
+from bpkit.core.module import Handwritten
+from bpkit.core.precision import in_float32
+from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
+
+
+def elementwise(
+    name: str,
+    *,
+    forward: Callable[..., Tensor],
+    backward: Callable[..., Tensor],
+    saves: Literal["input", "output"] = "input",
+    reference: type[nn.Module] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    inplace: bool = False,
+    keyword_only: bool = False,
+    tried: Iterable[Mapping[str, Any]] = ({},),
+    autocast: Mapping[str, Any] | None = None,
+) -> type[nn.Module]:
+    """A module class with a hand-written elementwise backward.
+
+    Args:
+        name: of the class; the functional's name is its lower case.
+        forward: `(x, *settings) -> y`.
+        backward: `(grad_output, saved, *settings) -> grad_input`, tensor algebra on x or y. In bfloat16
+            and float16 it is computed in float32 and rounded once.
+        saves: whether `saved` is the `"input"` x or the `"output"` y.
+        reference: the torch class that it stands in for, if there is one.
+        settings: the functional's further arguments with their defaults; attributes of the module.
+        inplace: whether functional and module have torch's `inplace` argument.
+        keyword_only: whether the functional takes its settings by keyword alone.
+        tried: constructor arguments to prove it with.
+        autocast: see `Function.autocast`.
+
+    Returns:
+        The module class, with the plain function as `functional` and the `LayerSpec` as `SPEC`.
+    """
+    defaults = dict(settings or {})
+    run = _function(name, forward, backward, saves, autocast or {}).call
+    base = reference or nn.Module
+
+    def evaluate(input: Tensor, values: tuple[Any, ...], into_input: bool) -> Tensor:
+        if not into_input:
+            return run(input, *values)
+        # The result is copied in; an input that backward reads has to outlive that.
+        kept = input.clone() if saves == "input" and torch.is_grad_enabled() else input
+        return input.copy_(run(kept, *values))
+
+    class Elementwise(Handwritten, base):  # type: ignore[misc, valid-type]
+        def forward(self, input: Tensor) -> Tensor:
+            values = tuple(getattr(self, setting) for setting in defaults)
+            return evaluate(input, values, inplace and self.inplace)
+
+    Elementwise.__name__ = Elementwise.__qualname__ = name
+    Elementwise.__module__ = sys._getframe(1).f_globals["__name__"]  # where pickle will look for it
+    Elementwise.__doc__ = f"`torch.nn.{name}` with a hand-written backward." if reference else name
+    Elementwise.functional = staticmethod(
+        _functional(name, evaluate, defaults, inplace=inplace, keyword_only=keyword_only)
+    )
+    Elementwise.SPEC = LayerSpec(
+        name=name,
+        module=Elementwise,
+        reference=reference,
+        samples=lambda: _samples(tried),
+        saves=saves,
+        saved_bytes=lambda module, inputs, output: nbytes(output),
+        aliases=(name.lower(),),
+        summary="elementwise",
+    )
+    return Elementwise
+
+
+def _function(
+    name: str,
+    forward: Callable[..., Tensor],
+    backward: Callable[..., Tensor],
+    saves: str,
+    autocast: Mapping[str, Any],
+) -> type[Function]:
+    """The Function of one activation; a class of its own, so that the graph shows its name."""
+    rule = formula(in_float32(backward))
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(inputs[0] if saves == "input" else output)
+        ctx.settings = inputs[1:]
+
+    def gradient(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.needs_input_grad[0]:
+            return (None, *(None for _ in ctx.settings))
+        (saved,) = ctx.saved_tensors
+        return (rule(grad_output, saved, *ctx.settings), *(None for _ in ctx.settings))
+
+    body = {
+        "autocast": autocast,
+        "forward": staticmethod(lambda input, *settings: forward(input, *settings)),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(gradient),
+        "__doc__": f"{name}, elementwise; saves its {saves}.",
+        "__module__": forward.__module__,
+    }
+    return type(f"{name}Function", (Function,), body)
+
+
+def _functional(
+    name: str,
+    evaluate: Callable[[Tensor, tuple[Any, ...], bool], Tensor],
+    defaults: Mapping[str, Any],
+    *,
+    inplace: bool,
+    keyword_only: bool,
+) -> Callable[..., Tensor]:
+    """The plain function, with torch's arguments and defaults."""
+    values = {**defaults, **({"inplace": False} if inplace else {})}
+    names = () if keyword_only else tuple(values)
+
+    def functional(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        given = dict(zip(names, args, strict=False))
+        unknown = [key for key in kwargs if key not in values or key in given]
+        if len(args) > len(names) or unknown:
+            takes = ", ".join(f"{key}={value!r}" for key, value in values.items())
+            raise TypeError(f"{functional.__name__}() takes (input, {takes}), not {(*args, *unknown)}")
+        given = {**values, **given, **kwargs}
+        return evaluate(input, tuple(given[key] for key in defaults), given.get("inplace", False))
+
+    functional.__name__ = functional.__qualname__ = name.lower()
+    functional.__doc__ = f"{name}, element by element, with a hand-written backward."
+    return functional
+
+
+def _samples(tried: Iterable[Mapping[str, Any]]) -> Iterable[Sample]:
+    """Both tails without the kink at 0, and an ordinary batch, for each setting tried."""
+    tails = torch.linspace(-6, 6, 24, dtype=torch.float64).reshape(4, 6)
+    for kwargs in tried:
+        label = ", ".join(f"{key}={value}" for key, value in kwargs.items())
+        yield Sample(kwargs=kwargs, inputs=(tails,), label=label)
+    yield Sample(inputs=(randn(2, 3, 2),), label="three axes")
