@@ -1,0 +1,55 @@
+"""Second derivatives against numerical ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bpkit.verification.case import Case, Forward, both, cotangents
+from bpkit.verification.check import Check
+from bpkit.verification.numeric import Numeric, function_of, require_numeric
+
+
+def run(case: Case) -> None:
+    """The gradient, as a function of inputs and grad_output, is put through gradcheck itself."""
+    case.need_gradient()
+
+    def measure(forward: Forward) -> None:
+        function, inputs = function_of(case.run_as(forward))
+        outputs = function(*inputs)
+        grad_outputs = [grad.requires_grad_() for grad in cotangents(outputs)]
+        gradient = _gradient_of(function, len(inputs))
+        _run_twice(gradient(*inputs, *grad_outputs))
+        require_numeric(gradient, (*inputs, *grad_outputs))
+
+    both(case, measure, refusals=("once_differentiable",))
+
+
+def _run_twice(gradients: tuple[Tensor, ...]) -> None:
+    """A full backward through the gradients: a `once_differentiable` raises in no other way."""
+    roots = [each for each in gradients if each.requires_grad]
+    if roots:
+        torch.autograd.backward(roots, cotangents(roots))
+
+
+def _gradient_of(function: Numeric, arity: int) -> Numeric:
+    """`(*inputs, *grad_outputs) -> gradients`, those there are."""
+
+    def gradient(*given: Tensor) -> tuple[Tensor, ...]:
+        inputs, grad_outputs = given[:arity], given[arity:]
+        gradients = torch.autograd.grad(
+            function(*inputs), inputs, grad_outputs, create_graph=True, allow_unused=True
+        )
+        return tuple(each for each in gradients if each is not None)
+
+    return gradient
+
+
+CHECK = Check(
+    name="gradgradcheck",
+    harm="Gradient penalties, Hessian products and meta-learning through this get wrong numbers, silently.",
+    remedy="Write backward as differentiable algebra on ctx.saved_tensors (no detach, .data or numpy, no "
+    "intermediate kept from forward), or mark it once_differentiable so that it says so.",
+    run=run,
+    subject=Case,
+)

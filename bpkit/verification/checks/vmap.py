@@ -1,0 +1,87 @@
+"""`torch.func.vmap` over every input, along the first and the last axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from bpkit.verification.case import SEED, Case, Evaluation, Forward, backward, both, call, cotangents
+from bpkit.verification.check import Check
+from bpkit.verification.compare import require_equal
+
+BATCH = 3
+# What torch says of a Function that did not ask to be batched, and of code that no batching can follow.
+REFUSALS = (
+    "setup_context staticmethod",
+    "does not have vmap support",
+    "data-dependent control flow",
+    "Cannot access data pointer",
+    ".item()",
+    ".numpy()",
+    "Can't call numpy()",
+)
+
+
+def run(case: Case) -> str | None:
+    """Batched along each input alone and along all, values and gradients equal a loop's."""
+    case.need_gradient()
+    for axes in _in_dims(case):
+        batched = case.having({i: _stack(case.values[i], axis) for i, axis in axes.items()})
+        dims = tuple(axes.get(i) for i in range(len(case.values)))
+
+        def measure(
+            forward: Forward,
+            batched: Case = batched,
+            dims: tuple[int | None, ...] = dims,
+        ) -> Evaluation:
+            values = batched.fresh()
+            torch.manual_seed(SEED)
+            outputs = torch.func.vmap(forward, in_dims=dims, randomness="same")(*values)
+            return _evaluation(outputs, values)
+
+        where = f"under vmap with in_dims={dims}, "
+        actual = both(case, measure, refusals=REFUSALS)
+        require_equal(case, actual, _looped(batched, axes), case.rtol, where=where)
+    return None
+
+
+def _in_dims(case: Case) -> Iterator[dict[int, int]]:
+    for position in case.differentiable:
+        yield {position: 0}
+    if len(case.differentiable) > 1:
+        yield dict.fromkeys(case.differentiable, 0)
+    yield dict.fromkeys(case.differentiable, -1)
+
+
+def _stack(value: Tensor, axis: int) -> Tensor:
+    """`BATCH` multiples of `value`, close to it."""
+    return torch.stack([value.detach() * (1 + 0.1 * i) for i in range(BATCH)], axis)
+
+
+def _looped(case: Case, axes: dict[int, int]) -> Evaluation:
+    values = case.fresh()
+    slices = [
+        call(
+            case.forward,
+            [value.select(axes[i], k) if i in axes else value for i, value in enumerate(values)],
+        )
+        for k in range(BATCH)
+    ]
+    return _evaluation(tuple(torch.stack(parts) for parts in zip(*slices, strict=True)), values)
+
+
+def _evaluation(outputs: Sequence[Tensor], values: list[object]) -> Evaluation:
+    detached = tuple(output.detach() for output in outputs)
+    return Evaluation(detached, backward(outputs, values, cotangents(outputs)))
+
+
+CHECK = Check(
+    name="vmap",
+    harm="Per-sample gradients and ensembles through torch.func.vmap are wrong or refused.",
+    remedy="Set generate_vmap_rule = True and write forward and backward with batchable operations, or "
+    "mend the vmap method for the in_dims named above.",
+    run=run,
+    subject=Case,
+)

@@ -1,0 +1,74 @@
+"""What a case is allowed to do, learned from its reference before anything is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from bpkit.verification.case import Case, Forward, backward, call
+from bpkit.verification.compare import same_bytes
+
+
+def settled(case: Case) -> Case:
+    """`case` with `differentiable` as the reference has it, and with what it writes to copied first.
+
+    A reference that will not differentiate an input (an index, a target) excuses the target; one that
+    changes an input (`inplace=True`) allows the target the same.
+    """
+    try:
+        written = _written(case)
+    except Exception:  # whatever it is, the checks run into it again and report it
+        return case
+    copied = replace(
+        case,
+        forward=_copying(case.forward, written),
+        reference=None if case.reference is None else _copying(case.reference, written),
+    )
+    return replace(copied, differentiable=tuple(i for i in case.differentiable if _accepts(copied, i)))
+
+
+def _accepts(case: Case, position: int) -> bool:
+    """Whether the reference gives a graph when the value at `position` alone requires a gradient."""
+    if case.reference is None:
+        return True
+    try:
+        values = case.fresh(required=(position,))
+        outputs = call(case.reference, values)
+        backward(outputs, values)
+    except Exception:
+        return False
+    return any(output.requires_grad for output in outputs)
+
+
+def _written(case: Case) -> frozenset[int]:
+    """Positions that a call changes by design: as the reference does, or (`mark_dirty`) by returning them."""
+    own = _written_by(case, case.forward, returned=True) if not case.strict else frozenset()
+    return own | (_written_by(case, case.reference, returned=False) if case.reference else frozenset())
+
+
+def _written_by(case: Case, forward: Forward, *, returned: bool) -> frozenset[int]:
+    leaves = case.fresh()
+    values = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    outputs = call(forward, values)
+    return frozenset(
+        i
+        for i, (leaf, value) in enumerate(zip(leaves, values, strict=True))
+        if isinstance(leaf, Tensor)
+        and i not in case.buffers
+        and not same_bytes(leaf, value)
+        and (not returned or any(output is value for output in outputs))
+    )
+
+
+def _copying(forward: Forward, written: frozenset[int]) -> Forward:
+    """`forward` on copies of what it writes to: a leaf of a graph cannot be written to."""
+    if not written:
+        return forward
+
+    def copying(*values: Any) -> Sequence[Tensor]:
+        return forward(*(value.clone() if i in written else value for i, value in enumerate(values)))
+
+    return copying  # type: ignore[return-value]
