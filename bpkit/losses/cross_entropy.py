@@ -1,0 +1,293 @@
+"""CrossEntropyLoss: the log-likelihood of one class of C, from logits.
+
+    p[n,c] = exp(x[n,c] - m[n]) / S[n],   m[n] = max_c x[n,c],   S[n] = Σ_c exp(x[n,c] - m[n])
+    l[n] = - Σ_c q[n,c] w[c] ln p[n,c],   q[n,c] = (1 - ε) t[n,c] + ε/C             n: position, c: class
+
+t[n,·] is a distribution, or one-hot for a class index; ε is the label smoothing, w the class weights.
+Since ∂ ln p[n,k]/∂x[n,c] = [k = c] - p[n,c], with W[n] = Σ_c q[n,c] w[c]:
+
+    ∂l[n]/∂x[n,c] = W[n] p[n,c] - q[n,c] w[c]
+    ∂l[n]/∂t[n,c] = -(1 - ε) w[c] ln p[n,c]
+
+A mean divides by Σₙ w[t[n]] over the kept indices, or by the number of positions for distributions.
+An ignored index has l = 0 and no gradient.
+
+Saved: the logits and two numbers a position, m and ln S (torch keeps every ln p[n,c] as well). Both
+depend on x, so a backward that is itself differentiated computes them again.
+Source: Bridle, 1990; Szegedy et al., "Rethinking the Inception architecture", 2016, sec. 7 (smoothing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bpkit.core.function import Function
+from bpkit.core.fuse import formula
+from bpkit.core.module import Handwritten
+from bpkit.core.precision import widen
+from bpkit.core.spec import LossSpec, Sample, nbytes, randn
+from bpkit.losses.reduction import MEAN, NONE, code, refuse_gradient
+
+
+@formula
+def _normalizer(input: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """M and ln S, of size one along the class axis."""
+    highest = input.amax(axis, keepdim=True)
+    return highest, (input - highest).exp().sum(axis, keepdim=True).log()
+
+
+@formula
+def _expected(input: Tensor, highest: Tensor, log_sum: Tensor, rows: Tensor) -> Tensor:
+    """`rows` times p."""
+    return ((input - highest) - log_sum).exp() * rows
+
+
+class CrossEntropyFunction(Function):
+    """`(x [n, c, *], t [n, *] indices, w [c] | None, ignored, ε, reduction) -> (L, m, ln S)`."""
+
+    autocast = {"cpu": "fp32", "cuda": "fp32"}
+
+    @staticmethod
+    def forward(
+        input: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smoothing: float, reduction: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        axis, wide = _class_axis(input), widen(input)
+        highest, log_sum = _normalizer(wide, axis)
+        kept = target != ignored
+        index = target.masked_fill(~kept, 0).unsqueeze(axis).long()
+        own = _own_weight(weight, index, wide)
+        loss = ((wide.gather(axis, index) - highest) - log_sum) * own * (smoothing - 1)
+        if smoothing:
+            log_p = (wide - highest) - log_sum
+            spread = log_p if weight is None else log_p * _along(weight, wide, axis)
+            loss = loss - smoothing / wide.shape[axis] * spread.sum(axis, keepdim=True)
+        loss = loss.squeeze(axis).masked_fill(~kept, 0)
+        if reduction != NONE:
+            loss = loss.sum()
+        if reduction == MEAN:
+            loss = loss / _total(own.squeeze(axis), kept)
+        return loss.to(input.dtype), highest, log_sum
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        input, target, weight, ctx.ignored, ctx.smoothing, ctx.reduction = inputs
+        _, highest, log_sum = output
+        ctx.mark_non_differentiable(highest, log_sum)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, target, weight, highest, log_sum)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return (None,) * 6
+        input, target, weight, highest, log_sum = ctx.saved_tensors
+        axis, wide = _class_axis(input), widen(input)
+        if torch.is_grad_enabled():
+            highest, log_sum = _normalizer(wide, axis)
+        kept = target != ctx.ignored
+        index = target.masked_fill(~kept, 0).unsqueeze(axis).long()
+        own = _own_weight(weight, index, wide)
+        scale = widen(grad_output)
+        if ctx.reduction == MEAN:
+            scale = scale / _total(own.squeeze(axis), kept)
+        scale = (scale * kept).unsqueeze(axis)  # 0 where ignored                        [n, 1, *]
+        hot = scale * own * (1 - ctx.smoothing)
+        rows = hot
+        if ctx.smoothing:
+            spread = scale * (ctx.smoothing / input.shape[axis])
+            rows = rows + spread * (input.shape[axis] if weight is None else weight.sum())
+        gradient = _expected(wide, highest, log_sum, rows)
+        if ctx.smoothing:
+            gradient = gradient - (spread if weight is None else spread * _along(weight, wide, axis))
+        gradient = gradient.scatter_add(axis, index, -hot)
+        return gradient.to(input.dtype), None, None, None, None, None
+
+
+class SoftCrossEntropyFunction(Function):
+    """`(x [n, c, *], t [n, c, *] probabilities, w [c] | None, ε, reduction) -> (L, m, ln S)`."""
+
+    autocast = {"cpu": "fp32", "cuda": "fp32"}
+
+    @staticmethod
+    def forward(
+        input: Tensor, target: Tensor, weight: Tensor | None, smoothing: float, reduction: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        axis, wide = _class_axis(input), widen(input)
+        highest, log_sum = _normalizer(wide, axis)
+        cost = _cost(target, weight, smoothing, axis)
+        loss = -(((wide - highest) - log_sum) * cost).sum(axis)
+        if reduction != NONE:
+            loss = loss.sum()
+        if reduction == MEAN:
+            loss = loss / (input.numel() // input.shape[axis])
+        return loss.to(input.dtype), highest, log_sum
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        input, target, weight, ctx.smoothing, ctx.reduction = inputs
+        _, highest, log_sum = output
+        ctx.mark_non_differentiable(highest, log_sum)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, target, weight, highest, log_sum)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return (None,) * 5
+        input, target, weight, highest, log_sum = ctx.saved_tensors
+        axis, wide = _class_axis(input), widen(input)
+        if torch.is_grad_enabled():
+            highest, log_sum = _normalizer(wide, axis)
+        scale = widen(grad_output)
+        if ctx.reduction == MEAN:
+            scale = scale / (input.numel() // input.shape[axis])
+        elif ctx.reduction == NONE:
+            scale = scale.unsqueeze(axis)
+        grad_input = grad_target = None
+        if ctx.needs_input_grad[0]:
+            cost = _cost(target, weight, ctx.smoothing, axis)
+            rows = scale * cost.sum(axis, keepdim=True)
+            grad_input = (_expected(wide, highest, log_sum, rows) - scale * cost).to(input.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_target = ((wide - highest) - log_sum) * (scale * (ctx.smoothing - 1))
+            if weight is not None:
+                grad_target = grad_target * _along(weight, wide, axis)
+            grad_target = grad_target.to(target.dtype)
+        return grad_input, grad_target, None, None, None
+
+
+def _class_axis(input: Tensor) -> int:
+    return 0 if input.dim() == 1 else 1
+
+
+def _along(weight: Tensor, input: Tensor, axis: int) -> Tensor:
+    """[c] shaped to go with `input`."""
+    return weight.reshape(-1, *(1,) * (input.dim() - axis - 1))
+
+
+def _own_weight(weight: Tensor | None, index: Tensor, input: Tensor) -> Tensor:
+    """w[t[n]], or ones."""
+    return torch.ones_like(index, dtype=input.dtype) if weight is None else weight.to(input.dtype)[index]
+
+
+def _total(own: Tensor, kept: Tensor) -> Tensor:
+    return (own * kept).sum()
+
+
+def _cost(target: Tensor, weight: Tensor | None, smoothing: float, axis: int) -> Tensor:
+    """Q w."""
+    target = widen(target)
+    if smoothing:
+        target = target * (1 - smoothing) + smoothing / target.shape[axis]
+    return target if weight is None else target * _along(weight, target, axis)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """`torch.nn.functional.cross_entropy` with a hand-written backward.
+
+    Args:
+        input: logits, `[c]`, `[n, c]` or `[n, c, *]`.
+        target: class indices, `[]`, `[n]` or `[n, *]`; or probabilities, the shape of `input`.
+        weight: `[c]`, a factor for each class.
+        size_average: deprecated, see `reduction`.
+        ignore_index: the index that counts for nothing.
+        reduce: deprecated, see `reduction`.
+        reduction: `"none"`, `"mean"` or `"sum"`.
+        label_smoothing: the share of every target that is spread evenly over the classes.
+
+    Returns:
+        A scalar, or the shape of `input` without its classes.
+
+    Raises:
+        ValueError, RuntimeError, IndexError: shapes that do not go together, an index out of range, a
+            smoothing outside [0, 1], in torch's words.
+    """
+    reduced = code(reduction, size_average, reduce)
+    refuse_gradient("nll_loss_forward", "weight", weight)
+    if not _well_formed(input, target, weight, label_smoothing):
+        return _twin(input, target, weight, reduced, ignore_index, label_smoothing)
+    if target.is_floating_point():
+        return SoftCrossEntropyFunction.call(input, target, weight, label_smoothing, reduced)[0]
+    try:
+        return CrossEntropyFunction.call(input, target, weight, ignore_index, label_smoothing, reduced)[0]
+    except (RuntimeError, IndexError) as error:
+        _twin(input.detach(), target, weight, reduced, ignore_index, label_smoothing)  # says it better
+        raise error
+
+
+def _twin(input: Tensor, target: Tensor, weight: Tensor | None, *rest: Any) -> Tensor:
+    return torch._C._nn.cross_entropy_loss(input, target, weight, *rest)
+
+
+def _well_formed(input: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> bool:
+    """Whether the arguments go together; for those that do not, torch has the error."""
+    if not input.dim() >= 1 or not 0.0 <= smoothing <= 1.0:
+        return False
+    axis = _class_axis(input)
+    classes = input.shape[axis]
+    if target.is_floating_point():
+        shape = input.shape
+    else:
+        shape = torch.Size(size for each, size in enumerate(input.shape) if each != axis)
+    return target.shape == shape and (weight is None or tuple(weight.shape) == (classes,))
+
+
+class CrossEntropyLoss(Handwritten, nn.CrossEntropyLoss):
+    """`torch.nn.CrossEntropyLoss` with a hand-written backward."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(
+            input,
+            target,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+
+def _samples() -> Iterable[Sample]:
+    indices = torch.tensor([2, 0, 1, 2])
+    weight = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
+    yield Sample(inputs=(randn(4, 3), indices))
+    settings = {"weight": weight, "ignore_index": 0, "label_smoothing": 0.2}
+    yield Sample(kwargs=settings, inputs=(randn(4, 3), indices), label="weight, ignored, smoothing")
+    spatial = (randn(2, 3, 2), torch.tensor([[0, 2], [1, 1]]))
+    yield Sample(kwargs={"reduction": "none"}, inputs=spatial, label="positions, none")
+    soft = (randn(4, 3), torch.softmax(randn(4, 3, seed=1), 1))
+    settings = {"weight": weight, "label_smoothing": 0.1, "reduction": "sum"}
+    yield Sample(kwargs=settings, inputs=soft, label="probabilities, sum")
+    yield Sample(inputs=(randn(3), torch.tensor(1)), label="unbatched")
+
+
+def _saved_bytes(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> int:
+    input, target = inputs
+    rows = input.numel() // max(1, input.shape[_class_axis(input)])
+    return nbytes(input, target, *module.buffers()) + 2 * rows * max(4, input.element_size())
+
+
+SPECS = (
+    LossSpec(
+        name="cross_entropy",
+        module=CrossEntropyLoss,
+        reference=nn.CrossEntropyLoss,
+        samples=_samples,
+        saves="logits, target, two numbers a position",
+        saved_bytes=_saved_bytes,
+        aliases=("CrossEntropyLoss",),
+        summary="log-likelihood of a class",
+    ),
+)

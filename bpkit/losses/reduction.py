@@ -1,0 +1,24 @@
+"""What every loss shares: torch's `reduction` argument, and what torch refuses to differentiate."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import _reduction
+
+NONE, MEAN, SUM = 0, 1, 2
+
+
+def code(reduction: str, size_average: bool | None, reduce: bool | None) -> int:
+    """Torch's number for a reduction (0 none, 1 mean, 2 sum), the two deprecated arguments included."""
+    if size_average is not None or reduce is not None:
+        return _reduction.legacy_get_enum(size_average, reduce)
+    return _reduction.get_enum(reduction)
+
+
+def refuse_gradient(function: str, argument: str, tensor: Tensor | None) -> None:
+    """Raise torch's error for a weight that asks for a gradient which no loss gives it."""
+    if tensor is not None and tensor.requires_grad:
+        raise RuntimeError(
+            f"The function '{function}' is not differentiable with respect to argument '{argument}'. "
+            "This input cannot have requires_grad True."
+        )
