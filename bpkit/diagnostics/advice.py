@@ -39,7 +39,10 @@ def against_vanishing(sample: Sample, layers: tuple[str, ...]) -> str:
 
 
 def against_exploding(sample: Sample, layers: tuple[str, ...]) -> str:
-    """Orthogonal weights for a recurrent layer, another scale for large ones, a smaller rate, a clip."""
+    """Orthogonal weights for a recurrent layer, another scale for large ones, a smaller rate, a clip.
+
+    `sample` is the run's first, whose weights are as they were initialised.
+    """
     classes = dict(sample.network.modules)
     recurrent = [layer for layer in layers if classes.get(layer) in _RECURRENT]
     clip = "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) before the step"

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, log10
 from statistics import median
 
@@ -59,29 +59,37 @@ class Exploding(Diagnostic):
     needs = (GradientNorm, WeightNorm, GradientRate)
 
     def __init__(self) -> None:
+        self._start: Sample | None = None
         self._first: list[float] = []
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._loss = 0.0
-        self._row: list[Sign] = []
+        self._row = 0
         self._severity: Severity | None = None
+        self._suspicion: Finding | None = None
 
     def observe(self, sample: Sample) -> Iterable[Finding]:
-        """A finding from the third sign in a row on, or at once when beyond doubt."""
+        """A finding from the third sample in a row with signs, or at once when beyond doubt."""
+        self._start = self._start or sample
         total = sample.total(GradientNorm)
         if not isfinite(total):
-            if self._row:
-                self._severity = "critical"
-                yield self._finding(sample)
+            if self._suspicion is not None:
+                self._suspicion = replace(self._suspicion, severity="critical", last_step=sample.step)
+                yield self._suspicion
             return
-        sign = max(self._signs(sample, total), key=lambda sign: sign.beyond, default=None)
-        self._row = [*self._row[-IN_A_ROW:], sign] if sign is not None and sign.beyond >= 0 else []
+        signs = [sign for sign in self._signs(sample, total) if sign.beyond >= 0]
         self._keep(total)
-        if self._row and max(sign.beyond for sign in self._row) >= BEYOND_DOUBT:
+        if not signs:
+            self._row, self._suspicion = 0, None
+            return
+        self._row += 1
+        if max(sign.beyond for sign in signs) >= BEYOND_DOUBT:
             self._severity = "critical"
-        elif len(self._row) >= IN_A_ROW:
+        elif self._row >= IN_A_ROW:
             self._severity = self._severity or "warning"
-        if self._row and self._severity is not None:
-            yield self._finding(sample)
+        since = self._suspicion.step if self._suspicion is not None else sample.step
+        self._suspicion = _finding(sample, signs, since, self._severity or "info", self._start)
+        if self._severity is not None:
+            yield self._suspicion
 
     def _keep(self, total: float) -> None:
         if total > 0:
@@ -90,10 +98,20 @@ class Exploding(Diagnostic):
                 self._first.append(log10(total))
 
     def _signs(self, sample: Sample, total: float) -> Iterable[Sign]:
+        """All signs, the nearest to a cause first: depth, sensitivity, leap, growth."""
         updates = moves(sample)
         if updates and max(updates.values()) < HARMLESS:
             return
         yield from _over_depth(sample)
+        if sample.loss is not None and isfinite(sample.loss):
+            self._loss = max(self._loss, abs(sample.loss))
+            reach = elasticities(sample)
+            if reach and self._loss:
+                layer = max(reach, key=reach.__getitem__)
+                yield _over(reach[layer] / self._loss, SENSITIVITY, (layer,), "elasticity_over_loss")
+        if updates:
+            layers = tuple(layer for layer, update in updates.items() if update >= LEAP)
+            yield _over(max(updates.values()), LEAP, layers, "update_over_weight")
         if self._first and total > 0:
             base = max(median(self._first), median(self._recent))
             spread = 1.4826 * median(abs(value - base) for value in self._recent)
@@ -101,28 +119,20 @@ class Exploding(Diagnostic):
             yield Sign(
                 log10(total) - base - threshold, _largest(sample), {"norm_over_usual": total / 10**base}
             )
-        if updates:
-            layer = max(updates, key=updates.__getitem__)
-            yield _over(updates[layer], LEAP, (layer,), "update_over_weight")
-        if sample.loss is not None and isfinite(sample.loss):
-            self._loss = max(self._loss, abs(sample.loss))
-            reach = elasticities(sample)
-            if reach and self._loss:
-                layer = max(reach, key=reach.__getitem__)
-                yield _over(reach[layer] / self._loss, SENSITIVITY, (layer,), "elasticity_over_loss")
 
-    def _finding(self, sample: Sample) -> Finding:
-        strongest = max(self._row, key=lambda sign: sign.beyond)
-        assert self._severity is not None
-        return Finding(
-            kind="exploding",
-            severity=self._severity,
-            layers=strongest.layers,
-            step=sample.step,
-            last_step=sample.step,
-            evidence={**strongest.evidence, "gradient_norm": sample.total(GradientNorm)},
-            advice=against_exploding(sample, strongest.layers),
-        )
+
+def _finding(sample: Sample, signs: list[Sign], since: int, severity: Severity, start: Sample) -> Finding:
+    """Where and what to try by the first sign, which is nearest to the cause; the evidence of all."""
+    evidence = {name: value for sign in signs for name, value in sign.evidence.items()}
+    return Finding(
+        kind="exploding",
+        severity=severity,
+        layers=signs[0].layers,
+        step=since,
+        last_step=sample.step,
+        evidence={**evidence, "gradient_norm": sample.total(GradientNorm)},
+        advice=against_exploding(start, signs[0].layers),
+    )
 
 
 def _over_depth(sample: Sample) -> Iterable[Sign]:

@@ -52,9 +52,9 @@ class Network:
         return [kind for _, kind in self.modules[min(places) : max(places) + 2]]
 
 
-def describe(model: nn.Module) -> tuple[Network, list[nn.Parameter]]:
-    """The network, and its parameters in the same order."""
-    infos, parameters = [], []
+def describe(model: nn.Module) -> Network:
+    """The network, its parameters in the order of `model.parameters()`."""
+    infos = []
     tables = {
         id(table.weight) for table in model.modules() if isinstance(table, nn.Embedding | nn.EmbeddingBag)
     }
@@ -62,8 +62,7 @@ def describe(model: nn.Module) -> tuple[Network, list[nn.Parameter]]:
         name = _plain(name, model)
         matrix = parameter.dim() > 1 and id(parameter) not in tables
         infos.append(ParameterInfo(name, _layer(name), tuple(parameter.shape), matrix))
-        parameters.append(parameter)
-    return Network(tuple(infos), tuple(_leaves(model))), parameters
+    return Network(tuple(infos), tuple(_leaves(model)))
 
 
 def _leaves(model: nn.Module) -> Iterator[tuple[str, str]]:

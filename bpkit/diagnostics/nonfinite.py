@@ -6,7 +6,8 @@ scaler skips never get here: there overflow is how the scale is found.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import isfinite, isnan
 
 from bpkit.diagnostics.diagnostic import Diagnostic
@@ -16,12 +17,12 @@ from bpkit.diagnostics.sample import Sample
 
 
 class Nonfinite(Diagnostic):
-    """NaN or infinity among the gradients; the layers are those of the first such sample."""
+    """NaN or infinity among the gradients, as the first such sample had it: later ones only spread it."""
 
     needs = (GradientNorm, WeightNorm)
 
     def __init__(self) -> None:
-        self._layers: tuple[str, ...] = ()
+        self._first: Finding | None = None
 
     def observe(self, sample: Sample) -> Iterable[Finding]:
         """A finding for every sample with a norm that is not finite."""
@@ -29,12 +30,16 @@ class Nonfinite(Diagnostic):
         bad = tuple(layer for layer, norm in norms.items() if not isfinite(norm))
         if not bad:
             return
+        if self._first is None:
+            self._first = self._finding(sample, norms, bad)
+        yield replace(self._first, last_step=sample.step)
+
+    def _finding(self, sample: Sample, norms: Mapping[str, float], bad: tuple[str, ...]) -> Finding:
         weights = sum(not isfinite(norm) for norm in sample.by_layer(WeightNorm).values())
-        self._layers = self._layers or bad
-        yield Finding(
+        return Finding(
             kind="nonfinite",
             severity="critical",
-            layers=self._layers,
+            layers=bad,
             step=sample.step,
             last_step=sample.step,
             evidence={
@@ -55,8 +60,8 @@ def _advice(sample: Sample, bad: tuple[str, ...], weights: int) -> str:
         )
     if len(bad) == len(sample.by_layer(GradientNorm)):
         return (
-            "every layer has it and the weights are finite, so it comes from the batch or the loss: look for "
-            "NaN in the data, log(0), a division by 0 or sqrt at 0"
+            "every layer has it and the weights are finite, so the loss had it: look for NaN in the batch, "
+            "and for log, sqrt or division at 0, or exp of large numbers, in the forward and in the loss"
         )
     return (
         f"gradients below '{bad[-1]}' are finite above it: look at what follows '{bad[-1]}' in the forward "

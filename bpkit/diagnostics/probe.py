@@ -77,7 +77,8 @@ class Probe:
     ) -> Sample:
         """What this step showed; one copy from the device, which waits for it."""
         if not self._described:  # by now lazy parameters have their shapes
-            self._network, _ = describe(self._model)
+            self._network = describe(self._model)
+            self._compiled = any(map(_is_compiled, self._model.modules()))
             self._described = True
         figures: list[Tensor | float | None] = [loss, validation]
         with torch.no_grad():
@@ -109,9 +110,15 @@ class Probe:
     def _order(self) -> tuple[int, ...]:
         """Parameters from the input to the output: gradients reach the last layer first.
 
-        Empty, for registration order, when none was seen to arrive.
+        Empty, for registration order, when none was seen to arrive, and for a compiled model, whose
+        gradients arrive all at once.
         """
-        if not self._arrived:
+        if not self._arrived or self._compiled:
             return ()
         silent = [index for index in range(len(self.parameters)) if index not in self._arrived]
         return (*reversed(self._arrived), *silent)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """By `torch.compile(module)` or by `module.compile()`."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None

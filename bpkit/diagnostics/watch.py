@@ -84,9 +84,15 @@ def watch(
 def _chosen(diagnostics: Iterable[str | Diagnostic] | None) -> list[Diagnostic]:
     if diagnostics is None:
         return [spec.diagnostic() for spec in registry().diagnostics if spec.default]
-    return [
+    chosen = [
         registry().diagnostics[each].diagnostic() if isinstance(each, str) else each for each in diagnostics
     ]
+    for each in chosen:
+        if not isinstance(each, Diagnostic):
+            raise BpkitError(
+                f"watch: diagnostics must be names or bpkit.diagnostics.Diagnostic objects, not {each!r}"
+            )
+    return chosen
 
 
 class Watcher:
