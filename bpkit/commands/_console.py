@@ -19,6 +19,7 @@ def print_table(
     right: Iterable[str] = (),
     styles: Callable[[str, str], str] | None = None,
     title: str | None = None,
+    plain_heading: bool = True,
 ) -> None:
     """Print `rows` under `columns` to stdout.
 
@@ -31,9 +32,15 @@ def print_table(
         right: headings of the columns set flush right (figures).
         styles: `(heading, cell) -> rich style`, for the terminal alone.
         title: a line above the table.
+        plain_heading: print the headings elsewhere too, as the first line.
     """
     flush_right = set(right)
-    cells = [[" ".join(cell.split()) for cell in row] for row in rows]
+
+    def pad(heading: str, cell: str, width: int) -> str:
+        blank = " " * (width - _width(cell))
+        return blank + cell if heading in flush_right else cell + blank
+
+    cells = [[_one_line(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
         for heading in columns:
@@ -48,15 +55,15 @@ def print_table(
         return
     if title:
         print(title)
-    widths = [max(map(_width, column)) for column in zip(columns, *cells, strict=True)]
-    for row in (columns, *cells):
-        padded = [
-            " " * (width - _width(cell)) + cell
-            if heading in flush_right
-            else cell + " " * (width - _width(cell))
-            for heading, cell, width in zip(columns, row, widths, strict=True)
-        ]
-        print("  ".join(padded).rstrip())
+    lines: list[Sequence[str]] = [columns, *cells] if plain_heading else [*cells]
+    widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(map(pad, columns, line, widths)).rstrip())
+
+
+def _one_line(cell: str) -> str:
+    """Without line breaks, and without the control characters that a stranger's text may hold."""
+    return "".join(character for character in " ".join(cell.split()) if character.isprintable())
 
 
 def _width(text: str) -> int:
