@@ -14,12 +14,27 @@ from bpkit.layers import (
     flatten,
     layernorm,
     linear,
+    lstm,
     pooling,
+    rnn,
     softmax,
 )
 from bpkit.plugins.hookspecs import hookimpl
 
-PAGES = (linear, conv, pooling, batchnorm, layernorm, embedding, dropout, flatten, softmax, activations)
+PAGES = (
+    linear,
+    conv,
+    pooling,
+    batchnorm,
+    layernorm,
+    embedding,
+    dropout,
+    flatten,
+    softmax,
+    activations,
+    rnn,
+    lstm,
+)
 
 
 @hookimpl

@@ -8,28 +8,35 @@ direction at a time; the reverse direction is the same Function on rows in `reve
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch._C import _are_functorch_transforms_active
+from torch._C import _are_functorch_transforms_active, _dispatch_tls_is_dispatch_key_included
 from torch.nn.utils.rnn import PackedSequence
 
 from bpkit.core.module import Handwritten
+from bpkit.core.spec import nbytes
+from bpkit.layers.dropout import dropout
 
 BatchSizes = tuple[int, ...]
 Weights = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 def transformed() -> bool:
-    """Whether `torch.func` looks on, for which torch's recurrent kernels have no rules."""
-    return not torch.compiler.is_compiling() and _are_functorch_transforms_active()
+    """Whether `torch.func` or a `vmap` looks on: no place for torch's kernels and in-place writes.
+
+    `torch.autograd.grad(is_grads_batched=True)` runs under torch's older vmap, which shows by its
+    dispatch key alone.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return _are_functorch_transforms_active() or _dispatch_tls_is_dispatch_key_included("VmapMode")
 
 
 def may_write() -> bool:
-    """Whether a backward may write into tensors it made itself: nothing is recorded or batched."""
+    """Whether a backward may write into tensors that it made itself: nothing is recorded or batched."""
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed())
 
 
@@ -55,32 +62,50 @@ def states_before(steps: Sequence[Tensor], initial: Tensor) -> Tensor:
     return torch.cat([initial, *(first(step, rows) for step, rows in zip(steps, following, strict=False))])
 
 
+def affine(input: Tensor, weight: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> Tensor:
+    """Input W_ihᵀ + b_ih + b_hh, for all rows in one GEMM."""
+    return nn.functional.linear(input, weight, None if b_ih is None or b_hh is None else b_ih + b_hh)
+
+
+def run_kernel(
+    kernel: Callable[..., tuple[Tensor, ...]],
+    rows: Tensor,
+    hx: Any,
+    weights: Weights,
+    batch_sizes: BatchSizes,
+) -> tuple[Tensor, ...]:
+    """One layer and direction by torch's own `kernel` (`torch.lstm`, ...), with `hx` `[1, B, H]`."""
+    flat = [weight for weight in weights if weight is not None]
+    settings = (weights[2] is not None, 1, 0.0, False, False)
+    if uniform(batch_sizes):
+        steps = rows.unflatten(0, (len(batch_sizes), _tuple(hx)[0].shape[1]))
+        output, *states = kernel(steps, hx, flat, *settings, False)
+        output = output.flatten(0, 1)
+    else:
+        output, *states = kernel(rows, torch.tensor(batch_sizes, device="cpu"), hx, flat, *settings)
+    return output, *(state[0] for state in states)
+
+
 def reverse_order(batch_sizes: BatchSizes, device: torch.device) -> Tensor:
     """Where to find the rows of each sequence read from its own end: `[rows]`, its own inverse."""
-    sizes = torch.tensor(batch_sizes, device=device)
+    sizes = torch.tensor(batch_sizes, dtype=torch.long, device=device)
     rows = sum(batch_sizes)
     step = torch.arange(len(batch_sizes), device=device).repeat_interleave(sizes, output_size=rows)
     starts = sizes.cumsum(0) - sizes
     sequence = torch.arange(rows, device=device) - starts[step]
-    lengths = (sizes[:, None] > torch.arange(batch_sizes[0], device=device)).sum(0)
+    lengths = (sizes[:, None] > torch.arange(max(batch_sizes, default=0), device=device)).sum(0)
     return starts[lengths[sequence] - 1 - step] + sequence
 
 
-class Recurrent(Handwritten):
-    """`forward` of a recurrent module, mixed in ahead of its torch class."""
+class Recurrent(Handwritten, nn.RNNBase):
+    """`forward` of a recurrent module, to be put ahead of its torch class.
 
-    input_size: int
-    hidden_size: int
-    num_layers: int
-    bias: bool
-    batch_first: bool
-    dropout: float
-    bidirectional: bool
-    proj_size: int
-    training: bool
-    _flat_weights: list[Tensor]
+    Class attributes:
+        states: how many tensors a state is made of: 1 (`hx` is a tensor), or more (`hx` is a tuple).
+    """
 
-    @abstractmethod
+    states: ClassVar[int] = 1
+
     def _run(
         self,
         rows: Tensor,
@@ -90,6 +115,7 @@ class Recurrent(Handwritten):
         batch_sizes: BatchSizes,
     ) -> tuple[Tensor, ...]:
         """One layer in one direction: its output `[rows, H]`, and its last states `[batch, H]`."""
+        raise NotImplementedError(f"{type(self).__name__} has to say how it runs one layer")
 
     def _zeros(self, input: Tensor, batch_sizes: Tensor | None) -> Any:
         """What `hx` is when it is not given."""
@@ -99,9 +125,10 @@ class Recurrent(Handwritten):
         """As torch's own: `(output, hx)`, each in the form in which it came."""
         if isinstance(input, PackedSequence):
             return self._packed(input, hx)
-        dims = {state.dim() for state in _tuple(hx)}
-        if input.dim() not in (2, 3) or dims - {input.dim()}:
-            return super().forward(input, hx)  # raises, in torch's words
+        given = () if hx is None else (hx,) if self.states == 1 else hx
+        if input.dim() not in (2, 3) or any(state.dim() != input.dim() for state in given):
+            result: tuple[Any, Any] = super().forward(input, hx)  # raises, in torch's words
+            return result
         self._update_flat_weights()
         batch_axis = 0 if self.batch_first else 1
         batched = input.dim() == 3
@@ -147,17 +174,34 @@ class Recurrent(Handwritten):
                 final.append(last)
             rows = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
             if self.dropout and layer < self.num_layers - 1:
-                rows = nn.functional.dropout(rows, self.dropout, self.training)
+                rows = dropout(rows, self.dropout, self.training)
         if not self.bidirectional:
             rows = rows.clone()  # the Function keeps its output, and users write into theirs
         return rows, [torch.stack(each) for each in zip(*final, strict=True)]
 
     def _weights(self, k: int) -> Weights:
         """`w_ih, w_hh, b_ih, b_hh, w_hr` of layer and direction `k`, None for what it does not have."""
-        count = 2 + 2 * self.bias + (self.proj_size > 0)
-        w_ih, w_hh, *others = self._flat_weights[k * count : (k + 1) * count]
+        w_ih, w_hh, *others = (getattr(self, name) for name in self._all_weights[k])
         b_ih, b_hh = others[:2] if self.bias else (None, None)
         return w_ih, w_hh, b_ih, b_hh, others[-1] if self.proj_size else None
+
+
+def saved_bytes(module: nn.Module, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> int:
+    """Bytes of every layer's input and output, of the initial states, of dropout's masks and the order."""
+    assert isinstance(module, nn.RNNBase)
+    input = inputs[0].data if isinstance(inputs[0], PackedSequence) else inputs[0]
+    rows, size = input.shape[:-1].numel(), input.element_size()
+    directions = 2 if module.bidirectional else 1
+    wide = rows * directions * (module.proj_size or module.hidden_size)
+    dropping = module.dropout > 0 and module.training
+    between = module.num_layers - 1
+    own_input = between * wide * (module.bidirectional or dropping)  # else it is the output of the one before
+    return (
+        nbytes(input, *_tuple(output[1]))
+        + (module.num_layers * wide + own_input) * size
+        + between * wide * dropping
+        + rows * module.bidirectional * 8
+    )
 
 
 def _tuple(hx: Any) -> tuple[Tensor, ...]:
