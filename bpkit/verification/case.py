@@ -51,6 +51,11 @@ class Case:
         """Elements in all values: the smallest failing case is the one to show."""
         return sum(value.numel() for value in self.values if isinstance(value, Tensor))
 
+    @property
+    def device(self) -> str:
+        """The type of the device that the values are on."""
+        return next((value.device.type for value in self.values if isinstance(value, Tensor)), "cpu")
+
     def fresh(self, required: Iterable[int] | None = None, dtype: torch.dtype | None = None) -> list[Any]:
         """Copies of the values; those at `required` (default: all differentiable) are leaves of a graph."""
         wanted = set(self.differentiable if required is None else required)

@@ -11,7 +11,7 @@ from bpkit.verification.case import Case, Evaluation, Forward, backward, call, c
 from bpkit.verification.check import Failed
 from bpkit.verification.compare import relative_error
 
-LOW = torch.bfloat16
+LOW = torch.bfloat16  # what autocast lowers to
 # How much worse than the reference's own error is allowed, beside one unit in the last place.
 FACTOR = 4.0
 
@@ -32,17 +32,17 @@ def evaluation(
 ) -> Evaluation:
     """One forward and backward in `dtype`, under autocast or not, the backward `inside` of it or not."""
     values = case.fresh(dtype=dtype)
-    with torch.autocast("cpu", LOW, enabled=autocast):
+    with torch.autocast(case.device, LOW, enabled=autocast):
         outputs = call(forward, values)
-    with torch.autocast("cpu", LOW, enabled=inside):
+    with torch.autocast(case.device, LOW, enabled=inside):
         gradients = backward(outputs, values, _same_gradients(outputs))
     return Evaluation(tuple(output.detach() for output in outputs), gradients)
 
 
 def require_as_exact(
-    case: Case, actual: Evaluation, twin: Evaluation, truth: Evaluation, where: str = ""
+    case: Case, actual: Evaluation, twin: Evaluation, truth: Evaluation, dtype: torch.dtype, where: str = ""
 ) -> None:
-    """Fail where the error is beyond `FACTOR` times the reference's plus one ulp.
+    """Fail where the error is beyond `FACTOR` times the reference's plus one ulp of `dtype`.
 
     A dtype that differs from the reference's is advised against.
     """
@@ -57,7 +57,7 @@ def require_as_exact(
             pairs.append((f"the gradient of {case.names[position]}", ours, theirs, exact))
     for name, ours, theirs, exact in pairs:
         error, allowed = relative_error(ours, exact), relative_error(theirs, exact)
-        if not error <= FACTOR * allowed + torch.finfo(LOW).eps:
+        if not error <= FACTOR * allowed + torch.finfo(dtype).eps:
             raise Failed(f"{where}{name} is {error:.1e} from the float64 truth, the reference {allowed:.1e}")
         if ours.dtype != theirs.dtype:
             raise case.advise(f"{where}{name} is {ours.dtype}, and the reference's {theirs.dtype}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -55,9 +56,25 @@ def verify(
         BpkitError: a target that cannot be called, or inputs for one that brings its own.
     """
     checks = selected(only, exclude)
+    with _surroundings():
+        return examined(target_of(target, inputs, reference), checks, progress)
+
+
+@contextmanager
+def _surroundings() -> Iterator[None]:
+    """The caller's generator, grad mode, warnings and threads are as they were, afterwards.
+
+    One thread: on samples this small the hand-over to a second costs more than it saves, and on a busy
+    machine ten times more.
+    """
+    threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about experimental features that a check tries on purpose
-        return examined(target_of(target, inputs, reference), checks, progress)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 def selected(only: Names = None, exclude: Names = None) -> list[Check]:

@@ -9,21 +9,21 @@ from torch import Tensor
 
 from bpkit.verification.case import Case
 
-# How far an input is scaled into its tails.
-FAR = 6.0
+# Where the largest element of an input is scaled to: both tails, and close to zero.
+REACHES = (6.0, -6.0, 1e-3)
 
 
-def tails(case: Case) -> Iterator[tuple[str, Case]]:
-    """The case with its inputs scaled so that the largest is ±`FAR`, and how a report says that."""
-    for far in (FAR, -FAR):
-        scaled = {}
+def scaled(case: Case) -> Iterator[tuple[str, Case]]:
+    """The case with its inputs scaled to each of `REACHES`, and how a report says that."""
+    for far in REACHES:
+        values = {}
         for position in case.differentiable:
             value = case.values[position].detach()
             largest = float(value.abs().max()) if value.numel() else 0.0
             if largest > 0:
-                scaled[position] = value * (far / largest)
-        if scaled:
-            yield f"with inputs scaled to reach {far:+g}, ", case.having(scaled)
+                values[position] = value * (far / largest)
+        if values:
+            yield f"with inputs scaled to reach {far:+g}, ", case.having(values)
 
 
 def transposed(tensor: Tensor) -> Tensor:

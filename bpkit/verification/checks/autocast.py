@@ -6,7 +6,7 @@ import torch
 
 from bpkit.verification.case import Case, Evaluation, Forward, both
 from bpkit.verification.check import Check, Failed, Skipped, Warned, one_line
-from bpkit.verification.precision import evaluation, require_as_exact, rounded
+from bpkit.verification.precision import LOW, evaluation, require_as_exact, rounded
 
 
 def run(case: Case) -> None:
@@ -26,7 +26,7 @@ def run(case: Case) -> None:
             raise case.advise(f"{where}{one_line(error)}") from error
         if case.reference is not None:
             truth = evaluation(exact, case.reference, torch.float64)
-            require_as_exact(case, actual, measure(case.reference), truth, where)
+            require_as_exact(case, actual, measure(case.reference), truth, LOW, where)
         for position, gradient in actual.gradients.items():
             if case.reference is None and gradient is not None and not gradient.isfinite().all():
                 raise Failed(f"{where}the gradient of {case.names[position]} is not finite")

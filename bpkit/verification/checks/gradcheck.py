@@ -5,7 +5,7 @@ from __future__ import annotations
 from bpkit.verification.case import Case, both
 from bpkit.verification.check import Check, Failed
 from bpkit.verification.numeric import function_of, require_numeric
-from bpkit.verification.variants import tails
+from bpkit.verification.variants import scaled
 
 
 def run(case: Case) -> None:
@@ -14,7 +14,7 @@ def run(case: Case) -> None:
     both(case, lambda forward: require_numeric(*function_of(case.run_as(forward))))
     if case.reference is not None:
         return
-    for where, varied in tails(case):
+    for where, varied in scaled(case):
         try:
             function, inputs = function_of(varied)
             finite = all(bool(output.isfinite().all()) for output in function(*inputs))

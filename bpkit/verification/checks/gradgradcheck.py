@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from bpkit.verification.case import Case, Forward, both, cotangents
-from bpkit.verification.check import Check
+from bpkit.verification.check import Check, Failed
+from bpkit.verification.compare import difference
 from bpkit.verification.numeric import Numeric, function_of, require_numeric
 
 
@@ -18,11 +21,21 @@ def run(case: Case) -> None:
         function, inputs = function_of(case.run_as(forward))
         outputs = function(*inputs)
         grad_outputs = [grad.requires_grad_() for grad in cotangents(outputs)]
+        plain = torch.autograd.grad(outputs, inputs, grad_outputs, allow_unused=True)
         gradient = _gradient_of(function, len(inputs))
+        _require_same(case, gradient(*inputs, *grad_outputs), [each for each in plain if each is not None])
         _run_twice(gradient(*inputs, *grad_outputs))
         require_numeric(gradient, (*inputs, *grad_outputs))
 
     both(case, measure, refusals=("once_differentiable",))
+
+
+def _require_same(case: Case, graphed: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
+    """A backward may take another path where a graph of it is wanted; it must lead to the same gradient."""
+    for a, b in zip(graphed, plain, strict=True):
+        wrong = difference("a gradient under create_graph", a, b, case.rtol)
+        if wrong:
+            raise Failed(wrong)
 
 
 def _run_twice(gradients: tuple[Tensor, ...]) -> None:

@@ -10,14 +10,14 @@ from torch import Tensor
 from bpkit.verification.case import Case, Evaluation, backward, call, cotangents
 from bpkit.verification.check import Check, Failed
 from bpkit.verification.compare import require_equal
-from bpkit.verification.variants import tails
+from bpkit.verification.variants import scaled
 
 
 def run(case: Case) -> None:
     """On the values given, then scaled into both tails, where the reference accepts those."""
     expected, actual = _together(case)
     require_equal(case, actual, expected, case.rtol)
-    for where, varied in tails(case):
+    for where, varied in scaled(case):
         try:
             wanted, found = _together(varied)
         except Exception:  # outside of a domain: refusing values the user never gave is a limit, no mistake

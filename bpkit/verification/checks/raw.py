@@ -17,8 +17,12 @@ def run(case: Case) -> str | None:
     """Call every hand-written backward in the graph directly: shape, dtype and device of each gradient."""
     case.need_gradient()
     for dtype in (torch.float64, torch.float32):
-        values = case.fresh(dtype=dtype)
-        outputs = call(case.forward, values)
+        try:
+            outputs = call(case.forward, case.fresh(dtype=dtype))
+        except Exception:
+            if case.strict or dtype is torch.float64:
+                raise
+            continue  # a kernel for one dtype alone
         entries = python_backwards(outputs, cotangents(outputs))
         if not entries:
             raise Skipped("no autograd.Function in the graph")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bpkit.verification.case import SEED, Case, Evaluation, Forward, backward, both, call, cotangents
-from bpkit.verification.check import Check
+from bpkit.verification.check import Check, Skipped
 from bpkit.verification.compare import require_equal
 
 BATCH = 3
@@ -27,6 +27,8 @@ REFUSALS = (
 def run(case: Case) -> str | None:
     """Batched along each input alone and along all, values and gradients equal a loop's."""
     case.need_gradient()
+    refused = []
+    tried = 0
     for axes in _in_dims(case):
         batched = case.having({i: _stack(case.values[i], axis) for i, axis in axes.items()})
         dims = tuple(axes.get(i) for i in range(len(case.values)))
@@ -42,22 +44,33 @@ def run(case: Case) -> str | None:
             return _evaluation(outputs, values)
 
         where = f"under vmap with in_dims={dims}, "
-        actual = both(case, measure, refusals=REFUSALS)
+        try:
+            actual = both(case, measure, refusals=REFUSALS)
+        except Skipped as refusal:
+            refused.append(str(refusal))
+            continue
         require_equal(case, actual, _looped(batched, axes), case.rtol, where=where)
-    return None
+        tried += 1
+    if not tried:
+        raise Skipped(refused[0])
+    return f"{tried} of {tried + len(refused)} in_dims; the others: {refused[0]}" if refused else None
 
 
 def _in_dims(case: Case) -> Iterator[dict[int, int]]:
-    for position in case.differentiable:
-        yield {position: 0}
+    """Each tensor alone, then all that are differentiable, along the first axis and along the last."""
+    for position, value in enumerate(case.values):
+        if isinstance(value, Tensor) and position not in case.buffers:
+            yield {position: 0}
     if len(case.differentiable) > 1:
         yield dict.fromkeys(case.differentiable, 0)
     yield dict.fromkeys(case.differentiable, -1)
 
 
 def _stack(value: Tensor, axis: int) -> Tensor:
-    """`BATCH` multiples of `value`, close to it."""
-    return torch.stack([value.detach() * (1 + 0.1 * i) for i in range(BATCH)], axis)
+    """`BATCH` tensors like `value`: multiples close to it, or an index in another order."""
+    if value.is_floating_point():
+        return torch.stack([value.detach() * (1 + 0.1 * i) for i in range(BATCH)], axis)
+    return torch.stack([value.roll(i, 0) if value.dim() else value for i in range(BATCH)], axis)
 
 
 def _looped(case: Case, axes: dict[int, int]) -> Evaluation:
