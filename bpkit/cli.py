@@ -124,7 +124,7 @@ def _refuse(message: str) -> int:
 def _reader_left() -> bool:
     """Whether it is stdout that is broken; if so, what is still in its buffer is let go."""
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True

@@ -204,6 +204,7 @@ def _warn_of_deprecation(
         warnings.warn_explicit(text, category, code.co_filename, code.co_firstlineno)
 
 
-def _did_you_mean(hook: str, hooks: Mapping[str, Hook]) -> str:
-    close = nearest(hook, hooks)
-    return f"; did you mean {close}?" if close else f"; hooks are {', '.join(hooks)}"
+def _did_you_mean(name: str, hooks: Mapping[str, Hook]) -> str:
+    stem = "bpkit_"  # all have it, so it says nothing about which is near
+    close = nearest(name.removeprefix(stem), [hook.removeprefix(stem) for hook in hooks])
+    return f"; did you mean {stem}{close}?" if close else f"; hooks are {', '.join(hooks)}"
