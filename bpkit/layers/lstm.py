@@ -83,7 +83,8 @@ class LSTMFunction(Function):
         batch_sizes: BatchSizes,
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows = input if order is None else input[order]
-        run = _steps if transformed() else _kernel
+        kernel = (w_hr is None or input.is_cuda) and not transformed()  # else torch's has no better way
+        run = _kernel if kernel else _steps
         output, h_n, c_n = run(rows, h_0, c_0, (w_ih, w_hh, b_ih, b_hh, w_hr), batch_sizes)
         return output if order is None else output[order], h_n, c_n
 
@@ -199,7 +200,7 @@ def _factors_in_place(
 def _steps(
     rows: Tensor, h: Tensor, c: Tensor, weights: Weights, batch_sizes: BatchSizes
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The forward in plain algebra, for where torch's kernel cannot go (`torch.func`)."""
+    """The forward in plain algebra: under `torch.func`, and with projections on CPU."""
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     outputs = []
     for x_t in affine(rows, w_ih, b_ih, b_hh).split(batch_sizes):
