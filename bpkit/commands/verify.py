@@ -11,12 +11,7 @@ import click
 from bpkit.commands._console import print_table
 from bpkit.verification.report import MARKS, Report, explained, summary
 
-_STYLES = {
-    MARKS["pass"]: "green",
-    MARKS["warn"]: "yellow",
-    MARKS["fail"]: "bold red",
-    MARKS["skip"]: "dim",
-}
+_STYLES = {MARKS["fail"]: "bold red", MARKS["warn"]: "yellow", MARKS["pass"]: "green"}
 
 
 @click.command(name="verify")
@@ -73,12 +68,24 @@ def _print(reports: list[Report], seconds: float) -> None:
     rows = []
     for report in reports:
         marks = {result.name: MARKS[result.status] for result in report.results}
-        rows.append([report.target, *(marks.get(column, " ") for column in columns)])
-    print_table(["target", *columns], rows, styles=lambda heading, cell: _STYLES.get(cell, ""))
+        others = [f"{each.name} {MARKS[each.status]}" for each in report.results if each.status != "pass"]
+        rows.append([report.target, "".join(marks.get(column, "·") for column in columns), ", ".join(others)])
+    print_table(["target", "checks", "not passed"], rows, styles=_style)
+    legend = ", ".join(f"{mark} {status}" for status, mark in MARKS.items())
+    print(f"\nchecks, in order: {', '.join(columns)} ({legend}, · does not apply)")
     for report in reports:
         bad = [result for result in report.results if result.status in ("fail", "warn")]
         if bad:
             print("\n".join(["", report.target, *explained(bad)]))
     failed = sum(not report.ok for report in reports)
     verdict = f"{failed} not proven" if failed else "all proven"
-    print(f"\n{len(reports)} targets, {verdict}: {summary(reports)} in {seconds:.1f} s")
+    print(
+        f"\n{len(reports)} target{'s' * (len(reports) != 1)}, {verdict}: {summary(reports)} in {seconds:.1f} s"
+    )
+
+
+def _style(heading: str, cell: str) -> str:
+    """Red where something failed, yellow for a warning, green where all there is passed."""
+    if heading == "target":
+        return ""
+    return next((style for mark, style in _STYLES.items() if mark in cell), "dim")

@@ -95,7 +95,7 @@ def test_an_input_that_the_reference_does_not_differentiate_is_left_out():
         return x * scale.detach()
 
     report = bpkit.verify(reference, X, X, reference=reference, only="subsets")
-    assert report.results[0].detail == "1 subsets"
+    assert report.results[0].detail == "1 subset"
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.RNN])

@@ -27,7 +27,7 @@ def run(case: Case) -> str | None:
                 raise Failed(f"when {alone} alone requires a gradient, there is none for {case.names[i]}")
         require_equal(case, part, wanted, case.rtol, where=f"when {alone} alone requires a gradient, ")
         tried += 1
-    return f"{tried} subsets"
+    return f"{tried} subset{'s' * (tried != 1)}"
 
 
 def _subsets(positions: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bpkit.verification.case import SEED, Case, Evaluation, Forward, backward, both, call, cotangents
-from bpkit.verification.check import Check, Skipped
+from bpkit.verification.check import Check, Failed, Skipped, one_line
 from bpkit.verification.compare import require_equal
 
 BATCH = 3
@@ -49,6 +49,8 @@ def run(case: Case) -> str | None:
         except Skipped as refusal:
             refused.append(str(refusal))
             continue
+        except Exception as error:
+            raise Failed(f"{where}{one_line(error)}") from error
         require_equal(case, actual, _looped(batched, axes), case.rtol, where=where)
         tried += 1
     if not tried:
