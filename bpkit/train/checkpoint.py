@@ -1,0 +1,58 @@
+"""Checkpoints: written whole or not at all, read without running anything they contain."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bpkit.core.errors import BpkitError
+
+KEYS = frozenset({"bpkit", "model", "optimizer", "schedule", "progress", "random"})
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write `state` beside `path` and move it there: a full disk or a kill leaves the old file.
+
+    Raises:
+        BpkitError: the disk is full or cannot be written to.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+            try:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except (OSError, RuntimeError) as error:
+        raise BpkitError(
+            f"checkpoint {path} was not written: {error}; the one before is untouched"
+        ) from error
+
+
+def load(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read a checkpoint, its tensors on `device`, by `torch.load(weights_only=True)`.
+
+    Raises:
+        BpkitError: no such file, a directory, or a file that is no checkpoint of bpkit or is cut short.
+    """
+    if not path.exists():
+        raise BpkitError(f"no checkpoint {path}; there is nothing to resume")
+    if path.is_dir():
+        raise BpkitError(f"checkpoint {path} is a directory, not a file")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises a dozen types for as many kinds of damage
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BpkitError(
+            f"checkpoint {path} cannot be read; it is damaged or something else: {reason}"
+        ) from error
+    if not isinstance(state, dict) or not state.keys() >= KEYS:
+        raise BpkitError(f"{path} is no checkpoint of bpkit's Trainer: it lacks {', '.join(sorted(KEYS))}")
+    return state

@@ -1,0 +1,63 @@
+"""What went wrong in a forward pass: which module, what it got, and what it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bpkit.core.errors import BpkitError
+
+USER_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
+
+
+def forward_error(model: nn.Module, inputs: Any, error: Exception) -> BpkitError:
+    """The error of `model(inputs)` as one line that names the innermost module it came from.
+
+    The forward is run once more under hooks; what it changes does not matter, for it fails.
+    """
+    entered: list[tuple[nn.Module, tuple[Any, ...]]] = []
+    handles = []
+    for module in model.modules():
+        handles.append(module.register_forward_pre_hook(lambda m, args: entered.append((m, args))))
+        handles.append(module.register_forward_hook(lambda m, args, output: entered.pop()))  # type: ignore[arg-type]
+    try:
+        with torch.no_grad():
+            model(inputs)
+    except USER_ERRORS:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    module, args = entered[-1] if entered else (model, (inputs,))
+    path = next((name for name, each in model.named_modules() if each is module), "")
+    kind = str(module) if next(module.children(), None) is None else type(module).__name__
+    got = ", ".join(map(describe, args))
+    return BpkitError(f"layer {path or '(the model)'}, {kind}, cannot take {got}: {_first_line(error)}")
+
+
+def loss_error(loss: Any, output: Any, target: Any, error: Exception) -> BpkitError:
+    """The error of `loss(output, target)` as one line."""
+    name = type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", repr(loss))
+    hint = ""
+    if isinstance(target, Tensor) and isinstance(output, Tensor) and output.dim() > 1 and target.numel():
+        if not target.is_floating_point():
+            low, high = int(target.min()), int(target.max())
+            hint = f" (targets run from {low} to {high}, the output has {output.shape[1]} classes)"
+    return BpkitError(
+        f"loss {name} cannot take output {describe(output)} and target {describe(target)}: "
+        f"{_first_line(error)}{hint}"
+    )
+
+
+def describe(value: Any) -> str:
+    """`[64, 10] float32 on cpu` for a tensor, else its type."""
+    if isinstance(value, Tensor):
+        return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
+    return type(value).__name__
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

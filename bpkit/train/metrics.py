@@ -1,0 +1,30 @@
+"""Metrics: `(output, target) -> 0-d tensor`, the mean over a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from torch import Tensor
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+
+
+def accuracy(output: Tensor, target: Tensor) -> Tensor:
+    """Share of targets `[n, *]` whose logit is the highest of `[n, c, *]`."""
+    return (output.argmax(1) == target).float().mean()
+
+
+def top_5_accuracy(output: Tensor, target: Tensor) -> Tensor:
+    """Share of targets `[n]` whose logit is among the five highest of `[n, c]`."""
+    return (output.topk(5, 1).indices == target[:, None]).any(1).float().mean()
+
+
+def mean_absolute_error(output: Tensor, target: Tensor) -> Tensor:
+    """Mean of |output - target|, both `[*]`."""
+    return (output - target).abs().mean()
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {each.__name__: each for each in (accuracy, top_5_accuracy, mean_absolute_error)}
+)

@@ -1,0 +1,358 @@
+"""`Trainer`: a training loop put together from plugins, short enough to read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from bpkit.core.errors import BpkitError
+from bpkit.diagnostics import Finding, Watcher, watch
+from bpkit.plugins.hookspecs import EVENTS
+from bpkit.plugins.registry import registry
+from bpkit.tensorboard import Writer
+from bpkit.train import checkpoint, explain, parts, state
+from bpkit.train.batches import Batches
+from bpkit.train.progress import Display, display, figures
+from bpkit.train.signals import interruptible
+
+
+class Trainer:
+    """Trains a model: names of registered parts or objects, anywhere.
+
+    Args:
+        model: any module; moved to `device`.
+        loss: a registered loss, `(name, settings)`, or a callable `(output, target) -> scalar`.
+        optimizer: a registered optimizer, `(name, settings)`, a factory `(parameters) -> optimizer`, or one.
+        regularizers: names, `(name, settings)` or objects; their gradients are added before clipping.
+        diagnostics: names or objects for the watch; None takes the default ones, `[]` watches nothing.
+        plugins: names of plugins or objects, for this trainer alone.
+        metrics: names or functions, of the validation data; None takes the accuracy for cross-entropy.
+        schedule: `"constant"`, `"linear"`, `"cosine"`, `"step"`, `(name, settings)`, or a factory.
+        logdir: where TensorBoard's logs, `last.pt` and `best.pt` go; None writes nothing.
+        device: `"auto"`, or any that torch has here.
+        precision: `"fp32"`, `"bf16"` or `"fp16"` (accelerators only), by autocast.
+        accumulate: batches a step.
+        clip: largest norm of the whole gradient.
+        batch_size: of data that is not batched yet.
+        seed: seeds torch at the start of `fit`; None leaves its generator as it is.
+        monitor: which validation figure `best.pt` is the best of, `"loss"` or a metric.
+        log_every: steps between two logged losses.
+        progress: show a bar, or plain lines where stderr is no terminal.
+
+    Attributes:
+        step: optimizer steps taken.
+        epoch: whole epochs done.
+        findings: verdicts of the watch.
+        writer: the TensorBoard writer during `fit`, None without a logdir.
+        history: the validation figures after each epoch.
+
+    Raises:
+        BpkitError: a name that is not registered, settings that do not go together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Any = "cross_entropy",
+        optimizer: Any = "adamw",
+        *,
+        regularizers: Iterable[Any] = (),
+        diagnostics: Iterable[Any] | None = None,
+        plugins: Iterable[object] = (),
+        metrics: Iterable[Any] | None = None,
+        schedule: Any = None,
+        logdir: str | Path | None = None,
+        device: str | torch.device = "auto",
+        precision: str = "fp32",
+        accumulate: int = 1,
+        clip: float | None = None,
+        batch_size: int = 64,
+        seed: int | None = None,
+        monitor: str = "loss",
+        log_every: int = 10,
+        progress: bool = True,
+    ) -> None:
+        for name, value in (("accumulate", accumulate), ("batch_size", batch_size), ("log_every", log_every)):
+            if value < 1:
+                raise BpkitError(f"{name} must be at least 1, not {value}")
+        if clip is not None and not clip > 0:
+            raise BpkitError(f"clip must be greater than 0, not {clip}")
+        self.registry = registry().extended(*plugins)
+        self.device = parts.device(device)
+        self.dtype = parts.precision(precision, self.device)
+        self.model = model.to(self.device)
+        self.loss = parts.loss(loss, self.registry)
+        if isinstance(self.loss, nn.Module):
+            self.loss = self.loss.to(self.device)
+        self.optimizer = parts.optimizer(optimizer, model, self.registry)
+        self.regularizers = parts.regularizers(regularizers, self.registry)
+        self.diagnostics = None if diagnostics is None else list(diagnostics)
+        if metrics is None:
+            metrics = ("accuracy",) if isinstance(self.loss, nn.CrossEntropyLoss) else ()
+        self.metrics = parts.metrics(metrics)
+        if monitor not in ("loss", *self.metrics):
+            raise BpkitError(
+                f"monitor {monitor!r} is none of the figures: {', '.join(('loss', *self.metrics))}"
+            )
+        self.scaler = GradScaler(self.device.type, enabled=precision == "fp16")
+        self.logdir = None if logdir is None else Path(logdir)
+        self.schedule, self.accumulate, self.clip = schedule, accumulate, clip
+        self.batch_size, self.seed, self.monitor = batch_size, seed, monitor
+        self.log_every, self.progress = log_every, progress
+        self.position = state.Position()
+        self.scheduler: Any = None
+        self.watcher: Watcher | None = None
+        self.writer: Writer | None = None
+        self.history: list[dict[str, float]] = []
+        self.interrupted = False
+        self._on: Mapping[str, tuple[Callable[..., Any], ...]] = dict.fromkeys(EVENTS, ())
+
+    @property
+    def step(self) -> int:
+        return self.position.step
+
+    @property
+    def epoch(self) -> int:
+        return self.position.epoch
+
+    @property
+    def findings(self) -> list[Finding]:
+        return self.watcher.findings if self.watcher is not None else []
+
+    def fit(
+        self,
+        train: Any,
+        validation: Any = None,
+        *,
+        epochs: int | None = None,
+        steps: int | None = None,
+        resume: bool = False,
+    ) -> Trainer:
+        """Train until `epochs` or `steps` (counted from the run's beginning) are done.
+
+        Args:
+            train: tensors `(inputs, target)`, a `Dataset`, a `DataLoader`, or an iterable of batches.
+            validation: likewise; evaluated after each epoch.
+            epochs: passes over `train`.
+            steps: optimizer steps, in place of epochs.
+            resume: go on from `last.pt` in the logdir.
+
+        Returns:
+            The trainer itself. Ctrl-C ends the step in progress, keeps the checkpoint and sets
+            `interrupted`.
+
+        Raises:
+            BpkitError: empty data, shapes that do not fit, a loss that is not finite, a logdir that holds
+                another run, a checkpoint that cannot be read. What was saved before stays.
+        """
+        batches = self._begin(train, epochs, steps, resume)
+        held_out = None if validation is None else self._held_out(validation, "validation data")
+        position, last = self.position, self._last_step(batches, epochs, steps)
+        with interruptible() as interrupt, display(last, self.step, shown=self.progress) as shown:
+            try:
+                self._call("bpkit_fit_start")
+                while not interrupt.asked and (position.epoch < epochs if epochs else position.step < steps):  # type: ignore[operator]
+                    self.model.train()
+                    for inputs, target in batches.epoch(position.epoch, position.batch):
+                        position.batch += 1
+                        self._batch(inputs, target, is_last=position.batch == batches.count)
+                        shown.update(position.step, self._shown_loss)
+                        if interrupt.asked or position.step == steps:
+                            break
+                    else:
+                        self._epoch_end(held_out, shown)
+                self.interrupted = interrupt.asked
+                self._save("last.pt")
+            finally:
+                self._end()
+        return self
+
+    def _batch(self, inputs: Any, target: Any, *, is_last: bool) -> None:
+        """One batch; every `accumulate`-th one, and an epoch's last, takes a step."""
+        self._call("bpkit_batch", inputs=inputs, target=target)
+        output, loss = self._forward(inputs, target)
+        self._call("bpkit_after_forward", output=output, loss=loss)
+        self._note_loss(loss)
+        self.scaler.scale(loss / self.accumulate if self.accumulate > 1 else loss).backward()
+        if self.position.batch % self.accumulate and not is_last:
+            return
+        self.scaler.unscale_(self.optimizer)
+        for regularizer in self.regularizers:
+            regularizer.add_gradient_(self._parameters)
+        self._call("bpkit_after_backward")
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self.clip)
+        self._call("bpkit_before_step")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        self.position.step += 1
+        if self.watcher is not None:
+            self.watcher.loss(loss)
+        self._log_step()
+        self._call("bpkit_after_step")
+        self.optimizer.zero_grad()
+
+    def _forward(self, inputs: Any, target: Any) -> tuple[Any, Tensor]:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            try:
+                output = self.model(inputs)
+            except explain.USER_ERRORS as error:
+                raise explain.forward_error(self.model, inputs, error) from error
+            try:
+                return output, self.loss(output, target)
+            except explain.USER_ERRORS as error:
+                raise explain.loss_error(self.loss, output, target, error) from error
+
+    @torch.no_grad()
+    def evaluate(self, data: Any) -> dict[str, float]:
+        """Loss and metrics over `data`, means over its examples; the model's mode is put back.
+
+        Raises:
+            BpkitError: empty data, or shapes that do not fit.
+        """
+        batches = data if isinstance(data, Batches) else self._held_out(data, "data")
+        training = self.model.training
+        self.model.eval()
+        totals: dict[str, Tensor] = {}
+        count = 0
+        for inputs, target in batches.epoch():
+            output, loss = self._forward(inputs, target)
+            values = {"loss": loss, **{name: metric(output, target) for name, metric in self.metrics.items()}}
+            for name, value in values.items():
+                totals[name] = totals.get(name, torch.zeros((), device=self.device)) + value.float() * len(
+                    target
+                )
+            count += len(target)
+        self.model.train(training)
+        metrics = {name: float(total) / count for name, total in totals.items()}
+        self._call("bpkit_evaluate_end", metrics=metrics)
+        return metrics
+
+    def _begin(self, train: Any, epochs: int | None, steps: int | None, resume: bool) -> Batches:
+        """Everything that can be wrong before the first step is found here, before anything is written."""
+        if (epochs is None) == (steps is None):
+            raise BpkitError("fit: give epochs or steps, one of them")
+        if (epochs or steps or 0) < 1:
+            raise BpkitError(f"fit: epochs or steps must be at least 1, not {epochs or steps}")
+        if resume and self.logdir is None:
+            raise BpkitError("fit(resume=True) needs a logdir that holds a last.pt")
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+        fresh = self.step == 0 and not resume
+        if fresh and self.logdir is not None and any(self.logdir.glob("last.pt")):
+            raise BpkitError(f"logdir {str(self.logdir)!r} already holds a run: resume it, or name another")
+        batches = Batches(
+            train,
+            "training data",
+            batch_size=self.batch_size,
+            shuffle=True,
+            seed=self.seed,
+            device=self.device,
+        )
+        total = self._last_step(batches, epochs, steps)
+        if self.scheduler is None:
+            self.scheduler = parts.scheduler(self.schedule, self.optimizer, total)
+        if resume:
+            assert self.logdir is not None
+            saved = checkpoint.load(self.logdir / "last.pt", self.device)
+            self.position = state.restore(saved, self.model, self.optimizer, self.scheduler, self.scaler)
+            batches.seed = self.position.seed
+        self.position.seed = batches.seed
+        self.interrupted = False
+        self._parameters = [each for each in self.model.parameters() if each.requires_grad]
+        self._losses: list[Tensor] = []
+        self._shown_loss = math.nan
+        self._on = {event: self.registry.listeners(event) for event in EVENTS}
+        self.writer = Writer(self.logdir) if self.logdir is not None else None
+        if self.diagnostics is None or self.diagnostics:
+            self.watcher = watch(
+                self.model,
+                self.optimizer,
+                writer=self.writer,
+                scaler=self.scaler if self.scaler.is_enabled() else None,
+                diagnostics=self.diagnostics,
+            )
+            self.watcher.step = self.step
+        return batches
+
+    def _end(self) -> None:
+        try:
+            self._call("bpkit_fit_end")
+        finally:
+            if self.watcher is not None:
+                self.watcher.close()
+            if self.writer is not None:
+                self.writer.close()
+                self.writer = None
+
+    def _epoch_end(self, held_out: Batches | None, shown: Display) -> None:
+        self.position.epoch += 1
+        self.position.batch = 0
+        values = {"loss": self._shown_loss}
+        if held_out is not None:
+            found = self.evaluate(held_out)
+            values.update({f"validation {name}": value for name, value in found.items()})
+            self.history.append(found)
+            if self.watcher is not None:
+                self.watcher.validation(found["loss"])
+            for name, value in found.items():
+                if self.writer is not None:
+                    self.writer.add_scalar(f"{name}/validation", value, self.step)
+            if self._is_best(found[self.monitor]):
+                self.position.best = found[self.monitor]
+                self._save("best.pt")
+        self._save("last.pt")
+        shown.line(f"epoch {self.epoch}  step {self.step}  {figures(values)}")
+
+    def _is_best(self, value: float) -> bool:
+        best = self.position.best
+        smaller_is_better = self.monitor == "loss" or "error" in self.monitor
+        return best is None or (value < best if smaller_is_better else value > best)
+
+    def _note_loss(self, loss: Tensor) -> None:
+        """Keep the loss; look whether it is finite, on an accelerator only now and then (that waits)."""
+        self._losses.append(loss.detach())
+        if self.device.type == "cpu" or len(self._losses) >= self.log_every:
+            if not math.isfinite(float(self._losses[-1])):
+                self._call("bpkit_nonfinite", loss=loss)
+                where = f"step {self.step + 1}, epoch {self.epoch + 1}"
+                found = "".join(f"; {finding.kind} in {finding.where}" for finding in self.findings)
+                raise BpkitError(
+                    f"the loss is {float(self._losses[-1])} at {where}: try a smaller rate or clip{found}"
+                )
+
+    def _log_step(self) -> None:
+        if self.step % self.log_every and not math.isnan(self._shown_loss):
+            return
+        self._shown_loss = float(torch.stack(self._losses).mean())
+        self._losses.clear()
+        if self.writer is not None:
+            self.writer.add_scalar("loss/train", self._shown_loss, self.step)
+            self.writer.add_scalar("learning_rate", float(self.optimizer.param_groups[0]["lr"]), self.step)
+
+    def _save(self, name: str) -> None:
+        if self.logdir is not None:
+            contents = state.capture(self.position, self.model, self.optimizer, self.scheduler, self.scaler)
+            checkpoint.save(contents, self.logdir / name)
+            self._call("bpkit_checkpoint", path=self.logdir / name)
+
+    def _held_out(self, data: Any, name: str) -> Batches:
+        size = max(self.batch_size, 256)
+        return Batches(data, name, batch_size=size, shuffle=False, seed=None, device=self.device)
+
+    def _last_step(self, batches: Batches, epochs: int | None, steps: int | None) -> int | None:
+        if steps is not None:
+            return steps
+        count = batches.count
+        return None if count is None or epochs is None else epochs * -(-count // self.accumulate)
+
+    def _call(self, event: str, **arguments: Any) -> None:
+        for listener in self._on[event]:
+            listener(trainer=self, **arguments)
