@@ -39,7 +39,7 @@ _HOME = {
 }
 _PACKAGES = ("nn", "functional", "optim", "plugins", "data")
 
-__all__ = [*_HOME, *_PACKAGES, "__version__"]  # noqa: PLE0604 - names are strings
+__all__ = [*_HOME, *_PACKAGES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -174,7 +174,9 @@ def _selected(
     names: Mapping[str, nn.Module], selectors: Selector | Iterable[Selector], argument: str
 ) -> set[str]:
     """Paths that the selectors pick, with everything below them."""
-    each = [selectors] if isinstance(selectors, str | type) else list(selectors)
+    each = (
+        list(selectors) if isinstance(selectors, Iterable) and not isinstance(selectors, str) else [selectors]
+    )
     picked: set[str] = set()
     for selector in each:
         matches = _matcher(selector, argument)

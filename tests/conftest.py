@@ -9,7 +9,9 @@ import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="where the tests make their tensors: cpu (default), cuda")
+    parser.addoption(
+        "--device", default="cpu", help="where the tests make their tensors: cpu (default), cuda"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -30,7 +30,7 @@ def train(run: str, changes: tuple[str, ...], logdir: Path | None, device: str |
         config.train.device = device
     if logdir is not None and logdir.exists() and not logdir.is_dir():
         raise BpkitError(f"--logdir {logdir} is a file, not a directory")
-    logdir = logdir or _free(name)
+    logdir = logdir or free(name)
     training, validation, test = build.data(config)
     trainer = build.trainer(config, logdir)
     parameters = sum(each.numel() for each in trainer.model.parameters())
@@ -53,7 +53,7 @@ def train(run: str, changes: tuple[str, ...], logdir: Path | None, device: str |
     click.echo(f"logs  tensorboard --logdir {logdir}")
 
 
-def _free(name: str) -> Path:
+def free(name: str) -> Path:
     """The first of runs/NAME-1, runs/NAME-2, ... that is not there."""
     number = 1
     while (path := Path("runs") / f"{name}-{number}").exists():

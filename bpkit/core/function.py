@@ -85,7 +85,7 @@ class Function(torch.autograd.Function):
         arity = cls.forward.__code__.co_argcount
         if len(args) < arity:
             args = _with_defaults(args, arity, cls.forward.__defaults__)
-        return super(_TorchFunction, cls).apply(*unwrap_dead_wrappers(args))
+        return super(_TorchFunction, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
 
 def _caller(cls: type[Function]) -> Callable[..., Any]:

@@ -127,7 +127,9 @@ class BatchNormFunction(Function):
         if grad_output is None:
             return (None,) * 7
         input, mean, rstd, weight = ctx.saved_tensors
-        grad_input = sum_grad = sum_grad_normalized = None
+        grad_input: Any = None
+        sum_grad: Any = None
+        sum_grad_normalized: Any = None
         if ctx.training and input is not None and torch.is_grad_enabled():
             variance, mean = torch.var_mean(widen(input), _reduced(input), correction=0)
             rstd = (variance + ctx.eps).rsqrt()
@@ -179,14 +181,14 @@ def batch_norm(
         RuntimeError: shapes that do not go together, in torch's words.
     """
     if training:
-        nn.functional._verify_batch_size(input.size())
+        nn.functional._verify_batch_size(input.size())  # type: ignore[attr-defined]
     output, _, _, mean, variance = BatchNormFunction.call(
         input, weight, bias, running_mean, running_var, training, eps
     )
     if training and running_mean is not None and running_var is not None:
         with torch.no_grad():
-            running_mean.mul_(1 - momentum).add_(mean * momentum)
-            running_var.mul_(1 - momentum).add_(variance * momentum)
+            running_mean.copy_(running_mean * (1 - momentum) + mean * momentum)
+            running_var.copy_(running_var * (1 - momentum) + variance * momentum)
     return output
 
 
@@ -194,7 +196,7 @@ class _BatchNorm(Handwritten, nn.modules.batchnorm._BatchNorm):
     """What the two modules share: which statistics a call uses, and how they move."""
 
     def forward(self, input: Tensor) -> Tensor:
-        self._check_input_dim(input)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
         tracks = self.running_mean is not None or self.running_var is not None
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:

@@ -171,7 +171,7 @@ def conv2d(
     if isinstance(padding, str):
         if padding not in ("same", "valid") or (padding == "same" and stride != (1, 1)):
             return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)  # raises
-        total = (0, 0)
+        total: Any = (0, 0)
         if padding == "same":
             total = tuple(dilation[axis] * (weight.shape[2 + axis] - 1) for axis in (0, 1))
         if any(each % 2 for each in total):  # one more at the end: torch, too, pads first

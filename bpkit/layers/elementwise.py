@@ -44,7 +44,7 @@ def elementwise(
     keyword_only: bool = False,
     tried: Iterable[Mapping[str, Any]] = ({},),
     autocast: Mapping[str, Any] | None = None,
-) -> type[nn.Module]:
+) -> Any:
     """A module class with a hand-written elementwise backward.
 
     Args:

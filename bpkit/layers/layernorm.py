@@ -99,7 +99,7 @@ class LayerNormFunction(Function):
 
 def layer_norm(
     input: Tensor,
-    normalized_shape: list[int],
+    normalized_shape: list[int] | tuple[int, ...],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,

@@ -152,7 +152,7 @@ class AvgPool2dFunction(Function):
         elif len({*rows}) == 1 and len({*columns}) == 1:
             share = grad_output / (rows[0] * columns[0])
         else:
-            like = {"dtype": grad_output.dtype, "device": grad_output.device}
+            like: Any = {"dtype": grad_output.dtype, "device": grad_output.device}
             share = grad_output / (torch.tensor(rows, **like)[:, None] * torch.tensor(columns, **like))
         grad_input = _spread(share, ctx.size, ctx.kernel, ctx.stride, ctx.padding)
         return grad_input, None, None, None, None, None, None
@@ -213,7 +213,7 @@ def avg_pool2d(
         RuntimeError: a window that does not fit, in torch's words.
     """
     kernel = _pair(kernel_size)
-    step = kernel if stride is None or stride == () else _pair(stride)
+    step = kernel if stride is None else _pair(stride)
     return AvgPool2dFunction.call(
         input, kernel, step, _pair(padding), ceil_mode, count_include_pad, divisor_override
     )

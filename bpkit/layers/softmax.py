@@ -107,7 +107,7 @@ def _along(
     dtype: torch.dtype | None,
 ) -> Tensor:
     if dim is None:
-        dim = nn.functional._get_softmax_dim(name, input.dim(), stacklevel + 1)
+        dim = nn.functional._get_softmax_dim(name, input.dim(), stacklevel + 1)  # type: ignore[attr-defined]
     return function.call(input if dtype is None else input.to(dtype), dim)
 
 

@@ -68,7 +68,7 @@ class BCEFunction(Function):
 
     @staticmethod
     def forward(input: Tensor, target: Tensor, weight: Tensor | None, reduction: int) -> Tensor:
-        return torch._C._nn.binary_cross_entropy(input, target, weight, reduction)
+        return torch._C._nn.binary_cross_entropy(input, target, weight, reduction)  # type: ignore[arg-type]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

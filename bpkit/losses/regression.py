@@ -46,7 +46,7 @@ class MSEFunction(Function):
 
     @staticmethod
     def forward(input: Tensor, target: Tensor, reduction: int) -> Tensor:
-        return torch._C._nn.mse_loss(input, target, reduction)
+        return torch._C._nn.mse_loss(input, target, reduction)  # type: ignore[arg-type]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -64,7 +64,7 @@ class L1Function(MSEFunction):
 
     @staticmethod
     def forward(input: Tensor, target: Tensor, reduction: int) -> Tensor:
-        return torch._C._nn.l1_loss(input, target, reduction)
+        return torch._C._nn.l1_loss(input, target, reduction)  # type: ignore[arg-type]
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:

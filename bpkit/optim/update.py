@@ -35,7 +35,7 @@ class Update(torch.optim.Optimizer):
         super().__init__(*args, **kwargs)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient.
 
         Args:

@@ -42,7 +42,8 @@ class Regularizer(ABC):
         reached = [parameter for parameter in parameters if parameter.grad is not None]
         if not reached:
             return torch.zeros(())
-        torch._foreach_add_([each.grad for each in reached], [self.gradient(each) for each in reached])
+        gradients = [each.grad for each in reached if each.grad is not None]
+        torch._foreach_add_(gradients, [self.gradient(each) for each in reached])
         return torch.stack([self.value(each).float() for each in reached]).sum()
 
 

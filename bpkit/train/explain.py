@@ -21,7 +21,7 @@ def forward_error(model: nn.Module, inputs: Any, error: Exception) -> BpkitError
     handles = []
     for module in model.modules():
         handles.append(module.register_forward_pre_hook(lambda m, args: entered.append((m, args))))
-        handles.append(module.register_forward_hook(lambda m, args, output: entered.pop()))  # type: ignore[arg-type]
+        handles.append(module.register_forward_hook(lambda m, args, output: entered.pop()))
     try:
         with torch.no_grad():
             model(inputs)

@@ -1,0 +1,85 @@
+"""`bpkit bench layers|trainer`: bpkit against torch, interleaved in one process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from bpkit.commands._console import print_table
+
+
+@click.group(name="bench")
+def bench() -> None:
+    """Measure layers and the Trainer against torch's own."""
+
+
+@bench.command()
+@click.argument("names", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--seconds", default=1.0, show_default=True, help="How long to measure each row.")
+def layers(names: tuple[str, ...], as_json: bool, seconds: float) -> None:
+    """Time and bytes saved for backward of each layer and loss, or those NAMED."""
+    from bpkit.bench.layers import measure
+    from bpkit.bench.measure import saved_bytes
+    from bpkit.core.errors import unknown_name
+    from bpkit.plugins.registry import registry
+
+    specs = {spec.name: spec for spec in (*registry().layers, *registry().losses)}
+    for name in names:
+        if name not in specs:
+            raise unknown_name("layer or loss", name, specs)
+    chosen = [specs[name] for name in names] or list(specs.values())
+    rows = list(measure(chosen, saved_bytes, seconds=seconds))
+    if as_json:
+        click.echo(json.dumps([{**asdict(row), "within": row.within} for row in rows], indent=2))
+        return
+    print_table(
+        (
+            "layer",
+            "input",
+            "torch µs",
+            "bpkit µs",
+            "fused µs",
+            "ratio",
+            "more µs",
+            "saved",
+            "of torch's",
+            "bar",
+        ),
+        [
+            (
+                row.layer,
+                "x".join(map(str, row.shape)),
+                f"{row.torch * 1e6:,.0f}",
+                f"{row.bpkit * 1e6:,.0f}",
+                "" if row.fused is None else f"{row.fused * 1e6:,.0f}",
+                f"{row.best / row.torch:.2f}",
+                f"{(row.best - row.torch) * 1e6:,.0f}",
+                f"{row.saved_bpkit:,}",
+                f"{row.saved_bpkit / row.saved_torch:.2f}" if row.saved_torch else "-",
+                "ok" if row.within else "over",
+            )
+            for row in rows
+        ],
+        right=("torch µs", "bpkit µs", "fused µs", "ratio", "more µs", "saved", "of torch's"),
+        styles=lambda heading, cell: "red" if heading == "bar" and cell == "over" else "",
+    )
+    over = sum(not row.within for row in rows)
+    click.echo(f"{len(rows) - over} of {len(rows)} rows keep their bar (large: 1.5 times; small: 40 µs more)")
+
+
+@bench.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def trainer(as_json: bool) -> None:
+    """The Trainer with TensorBoard and its watch, against a bare loop."""
+    from bpkit.bench.trainer import MOST_TIMES, measure
+
+    times = measure()
+    ratio = times["trainer"] / times["bare"]
+    if as_json:
+        click.echo(json.dumps({**times, "ratio": ratio}))
+        return
+    click.echo(f"bare loop  {times['bare'] * 1e6:.0f} µs a step")
+    click.echo(f"Trainer    {times['trainer'] * 1e6:.0f} µs a step, {ratio:.2f} times (bar: {MOST_TIMES})")

@@ -1,0 +1,168 @@
+"""`bpkit demo`: prove, fail, diagnose, mend. Every figure it prints is measured as it runs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import click
+
+PROVED = (
+    "Linear",
+    "Sigmoid",
+    "ReLU",
+    "Conv2d",
+    "BatchNorm2d",
+    "MaxPool2d",
+    "Dropout",
+    "Flatten",
+    "cross_entropy",
+)
+DEPTH, WIDTH = 12, 128
+
+
+@click.command(name="demo")
+@click.option("--logdir", type=click.Path(path_type=Path), help="Where the logs go [runs/demo-N].")
+def demo(logdir: Path | None) -> None:
+    """Prove layers, watch a network fail, and mend it, on real digits."""
+    from bpkit.commands.train import free
+    from bpkit.core.errors import BpkitError
+
+    start = time.monotonic()
+    logging.getLogger("bpkit").setLevel(logging.ERROR)  # verdicts are printed in their place below
+    logdir = logdir or free("demo")
+    if logdir.exists() and (not logdir.is_dir() or any(logdir.iterdir())):
+        raise BpkitError(f"--logdir {logdir} is not an empty directory; name another")
+    _prove()
+    _deep_sigmoid(logdir)
+    _remedy(logdir)
+    _convolution(logdir)
+    _plain_loop(logdir)
+    click.echo(f"\nDone in {time.monotonic() - start:.0f} s. To look at the runs:")
+    click.echo(f"  tensorboard --logdir {logdir}")
+
+
+def _title(number: int, text: str) -> None:
+    click.echo(f"\n{number}. {text}\n")
+
+
+def _prove() -> None:
+    import bpkit
+    from bpkit.core.errors import BpkitError
+
+    _title(1, "Prove the layers that follow: each hand-written backward, against autograd")
+    for name in PROVED:
+        start = time.monotonic()
+        report = bpkit.verify(name, exclude=["compile"])
+        passed = sum(result.status == "pass" for result in report.results)
+        click.echo(f"   {name:<14} {passed:>3} checks passed  {time.monotonic() - start:4.1f} s")
+        if not report.ok:
+            raise BpkitError(f"{name} is not proven: {report.failures[0].name}: {report.failures[0].detail}")
+
+
+def _network(activation: str, init: str):  # type: ignore[no-untyped-def]
+    from bpkit.plugins.registry import registry
+    from bpkit.train import build
+    from bpkit.train.config import Model
+
+    sizes = [64, *[WIDTH] * (DEPTH - 1)]
+    hidden = [layer for size in sizes[:-1] for layer in (["Linear", size, WIDTH], [activation])]
+    layers = [["Flatten"], *hidden, ["Linear", WIDTH, 10]]
+    return build.model(Model(layers=layers, init=init), 0, registry())  # type: ignore[arg-type]
+
+
+def _train(activation: str, init: str, logdir: Path, epochs: int):  # type: ignore[no-untyped-def]
+    import bpkit
+    from bpkit.data import digits
+
+    split = digits()
+    trainer = bpkit.Trainer(
+        _network(activation, init),
+        optimizer=("sgd", {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3}),
+        schedule="cosine",
+        batch_size=32,
+        seed=0,
+        device="cpu",
+        logdir=logdir,
+        progress=False,
+    )
+    trainer.fit(split.train, epochs=epochs)
+    return trainer, trainer.evaluate(split.test)
+
+
+def _deep_sigmoid(logdir: Path) -> None:
+    from bpkit.diagnostics import gradient_profile
+
+    _title(2, f"Train a {DEPTH}-layer sigmoid network on 1,437 digits")
+    trainer, metrics = _train("Sigmoid", "default", logdir / "sigmoid", 10)
+    click.echo(
+        f"   {trainer.step} steps; accuracy on 360 test digits {metrics['accuracy']:.1%}: it does not learn. Why?\n"
+    )
+    click.echo(_indented(gradient_profile(trainer.watcher.sample)))
+    click.echo()
+    click.echo(_indented(trainer.watcher.summary()))
+
+
+def _remedy(logdir: Path) -> None:
+    _title(3, f"Take the advice: ReLU and He initialisation, {DEPTH} layers of width {WIDTH}")
+    trainer, metrics = _train("ReLU", "he", logdir / "relu", 40)
+    click.echo(f"   {trainer.step} steps; accuracy on 360 test digits {metrics['accuracy']:.1%}")
+    click.echo(_indented(trainer.watcher.summary()))
+
+
+def _convolution(logdir: Path) -> None:
+    from bpkit.plugins.registry import registry
+    from bpkit.train import build
+    from bpkit.train.config import parse
+
+    _title(4, "And a convolutional network, from the recipe digits-cnn")
+    run = parse(registry().recipes["digits-cnn"].toml, "digits-cnn", ["train.device=cpu"])
+    training, validation, test = build.data(run)
+    trainer = build.trainer(run, logdir / "cnn", progress=False)
+    trainer.fit(training, validation, epochs=run.train.epochs)
+    click.echo(
+        f"   {trainer.step} steps; accuracy on 360 test digits {trainer.evaluate(test)['accuracy']:.1%}"
+    )
+
+
+def _plain_loop(logdir: Path) -> None:
+    import torch
+    from torch import nn
+
+    import bpkit
+    from bpkit.data import digits
+
+    _title(5, "The same watch in a loop that knows nothing of bpkit: a plain torch.nn model")
+    click.echo("   watcher = bpkit.watch(model, optimizer, logdir=logdir)")
+    click.echo("   ...the loop, unchanged...")
+    click.echo("   print(watcher.summary())\n")
+    inputs, target = digits().train.tensors
+
+    def run(activation: type[nn.Module], name: str) -> tuple[float, str]:
+        torch.manual_seed(0)
+        hidden = [layer for _ in range(10) for layer in (nn.Linear(64, 64), activation())]
+        model = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(64, 10))
+        for layer in model:
+            if activation is nn.ReLU and isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        watcher = bpkit.watch(model, optimizer, logdir=logdir / name)
+        for step in range(150):
+            index = torch.randint(len(inputs), (64,))
+            loss = nn.functional.cross_entropy(model(inputs[index]), target[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        watcher.close()
+        return float(loss.detach()), watcher.summary()
+
+    loss, summary = run(nn.Sigmoid, "plain-sigmoid")
+    click.echo(f"   Sigmoid: loss {loss:.3f} after 150 steps\n{_indented(summary)}\n")
+    loss, summary = run(nn.ReLU, "plain-relu")
+    click.echo(f"   ReLU and He initialisation: loss {loss:.3f} after 150 steps\n{_indented(summary)}")
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"   {line}" for line in text.splitlines())
