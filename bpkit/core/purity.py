@@ -118,7 +118,7 @@ class _Kernels(TorchDispatchMode):
     """Every kernel that runs, by name."""
 
     def __init__(self, found: Audit) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found = found
 
     def __torch_dispatch__(

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import _are_functorch_transforms_active
 
 from bpkit.core.function import Function
 from bpkit.core.fuse import formula
@@ -186,6 +187,9 @@ def batch_norm(
         input, weight, bias, running_mean, running_var, training, eps
     )
     if training and running_mean is not None and running_var is not None:
+        if _are_functorch_transforms_active():
+            # A generated vmap rule maps every output, also for a weight alone; these depend on x only.
+            variance, mean = torch.var_mean(widen(input.detach()), _reduced(input))
         with torch.no_grad():
             running_mean.copy_(running_mean * (1 - momentum) + mean * momentum)
             running_var.copy_(running_var * (1 - momentum) + variance * momentum)
@@ -252,6 +256,10 @@ SPECS = tuple(
         samples=samples,
         saves="input, two numbers a channel",
         saved_bytes=_saved_bytes,
+        not_proven={
+            "vmap": "it moves its running statistics in place, once under vmap and once a call in the "
+            "loop that vmap is compared with; torch's own cannot be mapped either while it tracks them"
+        },
         summary="normalisation of channels over the batch",
     )
     for module, reference, samples in (

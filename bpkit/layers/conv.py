@@ -32,7 +32,7 @@ from bpkit.core.module import Handwritten
 from bpkit.core.purity import correlate_weight
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
 
-Pair = tuple[int, int]
+Pair = tuple[int, ...]
 
 
 class Conv2dFunction(Function):
