@@ -8,9 +8,6 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
 REFRESH_SECONDS = 0.1
 LINE_SECONDS = 10.0
 
@@ -75,6 +72,10 @@ class Bar:
     """A progress bar with loss and rate; lines scroll above it."""
 
     def __init__(self, total: int | None, start: int) -> None:
+        # Imported where a bar is shown: rich draws from `random` on import.
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
         self.console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("[bold]step {task.completed:.0f}"),
