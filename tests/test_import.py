@@ -17,7 +17,7 @@ def run(code: str) -> str:
     return done.stdout.strip()
 
 
-HEAVY = "[name for name in ('torch', 'numpy', 'tensorboard', 'pluggy', 'rich', 'pydantic') if name in sys.modules]"
+HEAVY = "[n for n in ('torch', 'numpy', 'tensorboard', 'pluggy', 'rich', 'pydantic') if n in sys.modules]"
 
 
 def test_importing_bpkit_imports_nothing_heavy() -> None:

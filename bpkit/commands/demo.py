@@ -5,8 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bpkit.train import Trainer
 
 PROVED = (
     "Linear",
@@ -61,18 +67,20 @@ def _prove() -> None:
             raise BpkitError(f"{name} is not proven: {report.failures[0].name}: {report.failures[0].detail}")
 
 
-def _network(activation: str, init: str):  # type: ignore[no-untyped-def]
+def _network(activation: str, init: str) -> nn.Sequential:
+    """A deep network as a recipe would describe it."""
     from bpkit.plugins.registry import registry
     from bpkit.train import build
     from bpkit.train.config import Model
 
-    sizes = [64, *[WIDTH] * (DEPTH - 1)]
-    hidden = [layer for size in sizes[:-1] for layer in (["Linear", size, WIDTH], [activation])]
+    sizes = [64, *[WIDTH] * (DEPTH - 2)]
+    hidden = [layer for size in sizes for layer in (["Linear", size, WIDTH], [activation])]
     layers = [["Flatten"], *hidden, ["Linear", WIDTH, 10]]
-    return build.model(Model(layers=layers, init=init), 0, registry())  # type: ignore[arg-type]
+    return build.model(Model.model_validate({"layers": layers, "init": init}), 0, registry())
 
 
-def _train(activation: str, init: str, logdir: Path, epochs: int):  # type: ignore[no-untyped-def]
+def _train(activation: str, init: str, logdir: Path, epochs: int) -> tuple[Trainer, float]:
+    """The trainer, and its accuracy on the test digits."""
     import bpkit
     from bpkit.data import digits
 
@@ -88,27 +96,25 @@ def _train(activation: str, init: str, logdir: Path, epochs: int):  # type: igno
         progress=False,
     )
     trainer.fit(split.train, epochs=epochs)
-    return trainer, trainer.evaluate(split.test)
+    return trainer, trainer.evaluate(split.test)["accuracy"]
 
 
 def _deep_sigmoid(logdir: Path) -> None:
     from bpkit.diagnostics import gradient_profile
 
     _title(2, f"Train a {DEPTH}-layer sigmoid network on 1,437 digits")
-    trainer, metrics = _train("Sigmoid", "default", logdir / "sigmoid", 10)
-    click.echo(
-        f"   {trainer.step} steps; accuracy on 360 test digits {metrics['accuracy']:.1%}: it does not learn. Why?\n"
-    )
-    click.echo(_indented(gradient_profile(trainer.watcher.sample)))
-    click.echo()
-    click.echo(_indented(trainer.watcher.summary()))
+    trainer, accuracy = _train("Sigmoid", "default", logdir / "sigmoid", 10)
+    _say(f"{trainer.step} steps; accuracy on 360 test digits {accuracy:.1%}: it does not learn. Why?\n")
+    if trainer.watcher is not None and trainer.watcher.sample is not None:
+        _say(f"{gradient_profile(trainer.watcher.sample)}\n\n{trainer.watcher.summary()}")
 
 
 def _remedy(logdir: Path) -> None:
     _title(3, f"Take the advice: ReLU and He initialisation, {DEPTH} layers of width {WIDTH}")
-    trainer, metrics = _train("ReLU", "he", logdir / "relu", 40)
-    click.echo(f"   {trainer.step} steps; accuracy on 360 test digits {metrics['accuracy']:.1%}")
-    click.echo(_indented(trainer.watcher.summary()))
+    trainer, accuracy = _train("ReLU", "he", logdir / "relu", 40)
+    _say(f"{trainer.step} steps; accuracy on 360 test digits {accuracy:.1%}")
+    if trainer.watcher is not None:
+        _say(trainer.watcher.summary())
 
 
 def _convolution(logdir: Path) -> None:
@@ -121,9 +127,8 @@ def _convolution(logdir: Path) -> None:
     training, validation, test = build.data(run)
     trainer = build.trainer(run, logdir / "cnn", progress=False)
     trainer.fit(training, validation, epochs=run.train.epochs)
-    click.echo(
-        f"   {trainer.step} steps; accuracy on 360 test digits {trainer.evaluate(test)['accuracy']:.1%}"
-    )
+    accuracy = trainer.evaluate(test)["accuracy"]
+    _say(f"{trainer.step} steps; accuracy on 360 test digits {accuracy:.1%}")
 
 
 def _plain_loop(logdir: Path) -> None:
@@ -134,35 +139,35 @@ def _plain_loop(logdir: Path) -> None:
     from bpkit.data import digits
 
     _title(5, "The same watch in a loop that knows nothing of bpkit: a plain torch.nn model")
-    click.echo("   watcher = bpkit.watch(model, optimizer, logdir=logdir)")
-    click.echo("   ...the loop, unchanged...")
-    click.echo("   print(watcher.summary())\n")
+    _say("watcher = bpkit.watch(model, optimizer, logdir=logdir)")
+    _say("...the loop, unchanged...")
+    _say("print(watcher.summary())\n")
     inputs, target = digits().train.tensors
 
-    def run(activation: type[nn.Module], name: str) -> tuple[float, str]:
+    def run(title: str, activation: type[nn.Module], he: bool, name: str) -> None:
         torch.manual_seed(0)
         hidden = [layer for _ in range(10) for layer in (nn.Linear(64, 64), activation())]
         model = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(64, 10))
         for layer in model:
-            if activation is nn.ReLU and isinstance(layer, nn.Linear):
+            if he and isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         watcher = bpkit.watch(model, optimizer, logdir=logdir / name)
-        for step in range(150):
+        for _ in range(150):
             index = torch.randint(len(inputs), (64,))
             loss = nn.functional.cross_entropy(model(inputs[index]), target[index])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         watcher.close()
-        return float(loss.detach()), watcher.summary()
+        _say(f"{title}: loss {loss.item():.3f} after 150 steps\n{watcher.summary()}")
 
-    loss, summary = run(nn.Sigmoid, "plain-sigmoid")
-    click.echo(f"   Sigmoid: loss {loss:.3f} after 150 steps\n{_indented(summary)}\n")
-    loss, summary = run(nn.ReLU, "plain-relu")
-    click.echo(f"   ReLU and He initialisation: loss {loss:.3f} after 150 steps\n{_indented(summary)}")
+    run("Sigmoid", nn.Sigmoid, False, "plain-sigmoid")
+    click.echo()
+    run("ReLU and He initialisation", nn.ReLU, True, "plain-relu")
 
 
-def _indented(text: str) -> str:
-    return "\n".join(f"   {line}" for line in text.splitlines())
+def _say(text: str) -> None:
+    """Print under a title, indented."""
+    click.echo("\n".join(f"   {line}".rstrip() for line in text.split("\n")))

@@ -79,9 +79,8 @@ def _print(reports: list[Report], seconds: float) -> None:
             print("\n".join(["", report.target, *explained(bad)]))
     failed = sum(not report.ok for report in reports)
     verdict = f"{failed} not proven" if failed else "all proven"
-    print(
-        f"\n{len(reports)} target{'s' * (len(reports) != 1)}, {verdict}: {summary(reports)} in {seconds:.1f} s"
-    )
+    targets = "1 target" if len(reports) == 1 else f"{len(reports)} targets"
+    print(f"\n{targets}, {verdict}: {summary(reports)} in {seconds:.1f} s")
 
 
 def _style(heading: str, cell: str) -> str:

@@ -66,6 +66,12 @@ class Batches:
             return -(-len(self.tensors[0]) // self.batch_size)
         return len(self.data) if isinstance(self.data, Sized) else None
 
+    def steps(self, epochs: int | None, steps: int | None, accumulate: int) -> int | None:
+        """Optimizer steps in a run of `epochs` or `steps`; None if the data does not tell."""
+        if steps is not None or epochs is None or self.count is None:
+            return steps
+        return epochs * -(-self.count // accumulate)
+
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Any, Any]]:
         """The batches of one epoch from number `start` on."""
         if self.tensors is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,44 @@ import torch
 
 from bpkit.core.errors import BpkitError
 
+# `last.pt` is written after a run's first epoch, at its end, and in between not more often than this:
+# after each epoch of the digits it would take a third of the time.
+LAST_SECONDS = 5.0
+
 KEYS = frozenset({"bpkit", "model", "optimizer", "schedule", "progress", "random"})
+
+
+class Checkpoints:
+    """`last.pt` and `best.pt` of one run, in its logdir; without a logdir nothing is written."""
+
+    def __init__(self, logdir: Path | None) -> None:
+        self.logdir = logdir
+        self._last_at = -math.inf
+
+    @property
+    def due(self) -> bool:
+        """Whether `last.pt` is old enough to be written again."""
+        return time.monotonic() - self._last_at > LAST_SECONDS
+
+    def refuse_another_run(self) -> None:
+        """Raise a `BpkitError` if the logdir holds a run, which a new one would overwrite."""
+        if self.logdir is not None and (self.logdir / "last.pt").exists():
+            raise BpkitError(f"logdir {str(self.logdir)!r} already holds a run: resume it, or name another")
+
+    def resume(self, device: torch.device) -> dict[str, Any]:
+        """The contents of `last.pt`; see `load`."""
+        if self.logdir is None:
+            raise BpkitError("fit(resume=True) needs a logdir that holds a last.pt")
+        return load(self.logdir / "last.pt", device)
+
+    def save(self, name: str, state: Callable[[], dict[str, Any]]) -> Path | None:
+        """Write what `state()` gives under that name; see `save`."""
+        if self.logdir is None:
+            return None
+        save(state(), self.logdir / name)
+        if name == "last.pt":
+            self._last_at = time.monotonic()
+        return self.logdir / name
 
 
 def save(state: dict[str, Any], path: Path) -> None:

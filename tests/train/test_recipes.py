@@ -97,7 +97,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, mon
     assert message in captured.err
     assert len(captured.err.splitlines()) == 1
     assert "Traceback" not in captured.err
-    assert {each.name for each in tmp_path.iterdir() if not each.name.startswith(("runs", "nowhere"))} == before
+    assert {
+        each.name for each in tmp_path.iterdir() if not each.name.startswith(("runs", "nowhere"))
+    } == before
 
 
 def test_train_prints_its_verdict_and_where_everything_is(tmp_path):
