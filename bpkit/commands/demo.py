@@ -89,6 +89,7 @@ def _train(activation: str, init: str, logdir: Path, epochs: int) -> tuple[Train
         _network(activation, init),
         optimizer=("sgd", {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3}),
         schedule="cosine",
+        clip=1.0,  # of so deep a network a single batch can send the weights away
         batch_size=32,
         seed=0,
         device="cpu",
@@ -111,7 +112,7 @@ def _deep_sigmoid(logdir: Path) -> None:
 
 def _remedy(logdir: Path) -> None:
     _title(3, f"Take the advice: ReLU and He initialisation, {DEPTH} layers of width {WIDTH}")
-    trainer, accuracy = _train("ReLU", "he", logdir / "relu", 40)
+    trainer, accuracy = _train("ReLU", "he", logdir / "relu", 30)
     _say(f"{trainer.step} steps; accuracy on 360 test digits {accuracy:.1%}")
     if trainer.watcher is not None:
         _say(trainer.watcher.summary())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from bpkit.core.errors import BpkitError, nearest
 from bpkit.core.spec import RecipeSpec
@@ -50,12 +51,12 @@ class Model(_Table):
 class Train(_Table):
     """`[train]`: what is left of `Trainer`'s and `fit`'s arguments."""
 
-    epochs: int | None = None
-    steps: int | None = None
-    batch_size: int = 64
-    seed: int = 0
-    accumulate: int = 1
-    clip: float | None = None
+    epochs: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(64, ge=1)
+    seed: int = Field(0, ge=-(2**63), lt=2**63)
+    accumulate: int = Field(1, ge=1)
+    clip: float | None = Field(None, gt=0)
     precision: str = "fp32"
     device: str = "auto"
     metrics: list[str] | None = None
@@ -74,6 +75,17 @@ class Run(_Table):
     schedule: Named = Named(name="constant")
     regularizers: list[Named] = []
     train: Train
+    _place: Callable[..., str] | None = PrivateAttr(default=None)
+
+    @contextmanager
+    def at(self, *path: str | int) -> Iterator[None]:
+        """Put before an error inside where `path` is set: the file and its line."""
+        try:
+            yield
+        except BpkitError as error:
+            if self._place is None:
+                raise
+            raise BpkitError(f"{self._place(*path)}: {error}") from error
 
 
 def read(path: Path) -> str:
@@ -105,10 +117,18 @@ def source(name: str, recipes: Any) -> tuple[str, str, str]:
     Raises:
         BpkitError: neither a recipe nor a readable file.
     """
-    if name.endswith(".toml") or "/" in name or Path(name).exists():
-        return Path(name).stem, name, read(Path(name))
+    path = Path(name)
+    if name not in recipes and (path.suffix == ".toml" or len(path.parts) != 1 or _is_there(path)):
+        return path.stem, name, read(path)
     spec: RecipeSpec = recipes[name]
     return spec.name, f"recipe {spec.name}", spec.toml
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def parse(text: str, where: str, changes: Iterable[str] = ()) -> Run:
@@ -120,16 +140,38 @@ def parse(text: str, where: str, changes: Iterable[str] = ()) -> Run:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise BpkitError(f"{where}: no valid TOML: {error}") from error
+        last = len(text.splitlines())
+        reason = str(error).replace("end of document", f"the end, line {last}")
+        raise BpkitError(f"{where}: no valid TOML: {reason}") from error
     changed: dict[tuple[str, ...], str] = {}
     for change in changes:
         path, value = _change(change)
         changed[path] = change
         _put(table, path, value, change)
+    _replace_length(table, changed)
+    place = partial(_place, text, where, changed)
     try:
-        return Run.model_validate(table)
+        run = Run.model_validate(table)
     except ValidationError as error:
-        raise BpkitError(_explained(error, text, where, changed)) from None
+        raise BpkitError(_explained(error, place)) from None
+    run._place = place
+    return run
+
+
+def _replace_length(table: dict[str, Any], changed: Mapping[tuple[str, ...], str]) -> None:
+    """A length that is set takes the place of the one that the file has in the other unit."""
+    for new, old in (("steps", "epochs"), ("epochs", "steps")):
+        if ("train", new) in changed and ("train", old) not in changed:
+            table["train"].pop(old, None)
+
+
+def _place(text: str, where: str, changed: Mapping[tuple[str, ...], str], *path: str | int) -> str:
+    """Where `path` is set: the `--set` that did so, or the file and its line."""
+    for end in range(len(path), 0, -1):
+        if (change := changed.get(tuple(map(str, path[:end])))) is not None:
+            return f"--set {change}"
+    line = line_of(text, path)
+    return f"{where}, line {line}" if line else where
 
 
 def _change(change: str) -> tuple[tuple[str, ...], Any]:
@@ -151,33 +193,29 @@ def _put(table: dict[str, Any], path: tuple[str, ...], value: Any, change: str) 
     table[path[-1]] = value
 
 
-def _explained(error: ValidationError, text: str, where: str, changed: dict[tuple[str, ...], str]) -> str:
+def _explained(error: ValidationError, place: Callable[..., str]) -> str:
     """The first mistake, in one line."""
     first = error.errors()[0]
-    path = tuple(str(part) for part in first["loc"])
-    keys = tuple(part for part in path if not part.isdigit())
-    known = _known(path)
-    if keys in changed:
-        place = f"--set {changed[keys]}"
-    else:
-        line = line_of(text, keys)
-        place = f"{where}, line {line}" if line else where
-    dotted = ".".join(path)
+    path = first["loc"]
+    dotted = ".".join(map(str, path))
     if first["type"] == "extra_forbidden":
-        close = nearest(path[-1], known)
+        known = _known(path)
+        close = nearest(str(path[-1]), known)
         hint = f"did you mean {close!r}?" if close else f"there are: {', '.join(known)}"
-        return f"{place}: unknown key {dotted!r}; {hint}"
+        return f"{place(*path)}: unknown key {dotted!r}; {hint}"
     if first["type"] == "missing":
-        return f"{place}: {dotted!r} is missing"
+        return f"{place(*path)}: {dotted!r} is missing"
     message = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return f"{place}: {dotted} {message}, not {first['input']!r}"
+    if first["type"] == "model_type":
+        message = "should be a table"
+    return f"{place(*path)}: {dotted} {message}, not {first['input']!r}"
 
 
-def _known(path: tuple[str, ...]) -> list[str]:
+def _known(path: tuple[str | int, ...]) -> list[str]:
     """The keys of the table that `path` is in."""
     table: type[BaseModel] = Run
     for key in path[:-1]:
-        field = table.model_fields.get(key)
+        field = table.model_fields.get(str(key))
         kinds = [field.annotation, *get_args(field.annotation)] if field else []
         table = next(
             (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), table
@@ -185,20 +223,39 @@ def _known(path: tuple[str, ...]) -> list[str]:
     return list(table.model_fields)
 
 
-def line_of(text: str, keys: tuple[str, ...]) -> int | None:
-    """The line of the TOML text that sets `keys`, or else opens the deepest table on the way."""
-    table: tuple[str, ...] = ()
-    best: tuple[int, int] | None = None
-    for number, line in enumerate(text.splitlines(), 1):
-        header = re.match(r"\s*\[+\s*([\w.\-]+)\s*\]+", line)
-        key = re.match(r"\s*([\w.\-]+)\s*=", line)
-        if header:
-            table = tuple(header[1].split("."))
-            found = table
-        elif key:
-            found = (*table, *key[1].split("."))
-        else:
+def line_of(text: str, path: tuple[str | int, ...]) -> int | None:
+    """The line of the TOML text that sets what stands at `path`, or else opens the deepest table on the way.
+
+    `tomllib` keeps no positions. So the text is read line after line, each time as far as it is TOML (an
+    array in progress is closed): what `path` leads to is set by the line after which it is there.
+    """
+    lines, start, deepest, best = text.splitlines(), 0, 0, None
+    for end in range(1, len(lines) + 1):
+        part = "\n".join(lines[:end])
+        table = next((read for tail in ("", "\n]", "\n]]") if (read := _read(part + tail)) is not None), None)
+        if table is None:
             continue
-        if keys[: len(found)] == found and (best is None or len(found) > best[0]):
-            best = len(found), number
-    return best[1] if best else None
+        depth = _depth(table, path)
+        if depth > deepest:
+            deepest, best = depth, start + 1
+        if depth == len(path):
+            break
+        start = end
+    return best
+
+
+def _read(text: str) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return None
+
+
+def _depth(table: Any, path: tuple[str | int, ...]) -> int:
+    """How many keys and indices of `path` there are."""
+    for depth, key in enumerate(path):
+        try:
+            table = table[key]
+        except (KeyError, IndexError, TypeError):
+            return depth
+    return len(path)

@@ -176,5 +176,19 @@ def both(case: Case, measure: Callable[[Forward], Any], *, refusals: Sequence[st
         raise
 
 
+def twin(case: Case, measure: Callable[[Forward], Any]) -> Any:
+    """`measure(case.reference)`.
+
+    Raises:
+        Skipped: it raises, as torch's own does for a kernel that this machine does not have.
+    """
+    try:
+        return measure(case.need_reference())
+    except Skipped:
+        raise
+    except Exception as error:
+        raise Skipped(f"the reference cannot run so here ({one_line(error)})") from error
+
+
 def _told(error: Exception) -> str:
     return str(error) if isinstance(error, Failed) else one_line(error)

@@ -185,10 +185,15 @@ def test_autocast_dtypes(kind: type, extra: dict[str, Any], given: torch.dtype, 
     input: Any = torch.randn(5, 3, 3).to(given).requires_grad_()
     sequence = pack_padded_sequence(input, LENGTHS["sorted"]) if packed else input
     with torch.autocast("cpu", torch.bfloat16):
-        got, expected = tensors(ours(sequence)), tensors(theirs(sequence))
-    assert [each.dtype for each in got] == [each.dtype for each in expected]
+        got = tensors(ours(sequence))
     got[0].float().sum().backward()
     assert input.grad.dtype is given
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = tensors(theirs(sequence))
+    except RuntimeError as error:  # on a CPU without AVX-512 oneDNN has no bfloat16 LSTM, and raises
+        pytest.skip(f"torch's own cannot run here: {error}")
+    assert [each.dtype for each in got] == [each.dtype for each in expected]
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bpkit.verification.case import Case, Evaluation, Forward, both
+from bpkit.verification.case import Case, Evaluation, Forward, both, twin
 from bpkit.verification.check import Check, Failed, Skipped, Warned, one_line
 from bpkit.verification.precision import LOW, evaluation, require_as_exact, rounded
 
@@ -26,7 +26,7 @@ def run(case: Case) -> None:
             raise case.advise(f"{where}{one_line(error)}") from error
         if case.reference is not None:
             truth = evaluation(exact, case.reference, torch.float64)
-            require_as_exact(case, actual, measure(case.reference), truth, LOW, where)
+            require_as_exact(case, actual, twin(case, measure), truth, LOW, where)
         for position, gradient in actual.gradients.items():
             if case.reference is None and gradient is not None and not gradient.isfinite().all():
                 raise Failed(f"{where}the gradient of {case.names[position]} is not finite")
