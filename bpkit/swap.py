@@ -11,10 +11,11 @@ class made for the occasion; the class that others share is never edited.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import TypeVar
 
 from torch import nn
@@ -110,7 +111,7 @@ def converted(model: nn.Module) -> ConvertReport:
     report = ConvertReport()
     for path, module in model.named_modules():
         cls = type(module)
-        if isinstance(module, Handwritten) and "forward" not in module.__dict__:
+        if _own_method(module) is None and isinstance(module, Handwritten):
             report.converted[path] = cls.__name__
         elif _computes(module):
             report.left[path] = _reason(module, classes)
@@ -126,7 +127,7 @@ def twins() -> dict[type[nn.Module], type[nn.Module]]:
 def _swapped(module: nn.Module, classes: Classes) -> type[nn.Module] | None:
     """The class `module` should have, or None to leave it."""
     cls = type(module)
-    if "forward" in module.__dict__:
+    if _own_method(module) is not None:
         return None
     if cls in classes:
         return classes[cls]
@@ -135,6 +136,13 @@ def _swapped(module: nn.Module, classes: Classes) -> type[nn.Module] | None:
         body = {key: value for key, value in cls.__dict__.items() if key not in ("__dict__", "__weakref__")}
         return type(cls.__name__, bases, body)
     return None
+
+
+def _own_method(module: nn.Module) -> str | None:
+    """The method that this instance alone has replaced: `forward`, or a helper of it (`_conv_forward`)."""
+    cls = type(module)
+    mine = (name for name, value in module.__dict__.items() if callable(value))
+    return next((name for name in mine if callable(getattr(cls, name, None))), None)
 
 
 def _made_at_run_time(module: nn.Module) -> bool:
@@ -157,8 +165,9 @@ def _computes(module: nn.Module) -> bool:
 def _reason(module: nn.Module, classes: Classes) -> str:
     cls = type(module)
     name = cls.__qualname__
-    if "forward" in module.__dict__:
-        return f"{name}: this instance has a forward of its own"
+    own = _own_method(module)
+    if own is not None:
+        return f"{name}: this instance has a {own} of its own"
     if cls in classes:
         return f"{name}: has a hand-written twin; convert it"
     if cls.__module__.startswith("torch.nn."):
@@ -188,12 +197,18 @@ def _selected(
                 f"model.named_modules(), such as {next((path for path in names if path), '')!r}"
             )
         picked |= found
-    return picked | {path for path in names if any(path.startswith(f"{above}.") for above in picked)}
+    return {path for path in names if path in picked or any(above in picked for above in _above(path))}
+
+
+def _above(path: str) -> Iterable[str]:
+    """The paths of the modules that the one at `path` is in, the model's own apart."""
+    return (path[:end] for end, each in enumerate(path) if each == ".")
 
 
 def _matcher(selector: Selector, argument: str) -> Callable[[str, nn.Module], bool]:
     if isinstance(selector, str):
-        return lambda path, module: fnmatchcase(path, selector)
+        pattern = re.compile(translate(selector))
+        return lambda path, module: pattern.match(path) is not None
     if isinstance(selector, type) and issubclass(selector, nn.Module):
         return lambda path, module: isinstance(module, selector)
     raise BpkitError(f"convert({argument}=...) takes path patterns and module classes, not {selector!r}")

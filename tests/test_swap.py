@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import time
 
 import pytest
 import torch
@@ -244,3 +245,21 @@ def test_compiled_before_and_after():
     bpkit.convert(compiled)
     torch.testing.assert_close(compiled(x), expected)
     assert type(model[0]) is bpkit.nn.Linear
+
+
+def test_an_instance_with_a_helper_of_its_own_is_left():
+    module = nn.Conv2d(1, 1, 1)
+    module._conv_forward = lambda input, weight, bias: input * 0
+    model = bpkit.convert(nn.Sequential(module))
+    assert type(model[0]) is nn.Conv2d
+    assert "a _conv_forward of its own" in bpkit.converted(model).left["0"]
+
+
+def test_selectors_are_quick_on_a_large_model():
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(1, 1), nn.ReLU()) for _ in range(2500)))
+    started = time.perf_counter()
+    bpkit.convert(model, only="1*", exclude="2*.1")
+    assert time.perf_counter() - started < 1
+    assert set(bpkit.converted(model).converted) == {
+        path for path, module in model.named_modules() if path.startswith("1") and "." in path
+    }

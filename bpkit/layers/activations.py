@@ -39,6 +39,7 @@ ReLU = elementwise(
 
 LeakyReLU = elementwise(
     "LeakyReLU",
+    functional="leaky_relu",
     forward=F.leaky_relu,
     backward=lambda grad_output, x, a: torch.where(x > 0, grad_output, a * grad_output),
     reference=nn.LeakyReLU,
@@ -103,7 +104,7 @@ SiLU = elementwise("SiLU", forward=F.silu, backward=_silu, reference=nn.SiLU, in
 
 Sigmoid = elementwise(
     "Sigmoid",
-    forward=torch.sigmoid,
+    forward=lambda x: x.sigmoid(),
     backward=lambda grad_output, y: grad_output * ((1 - y) * y),
     saves="output",
     reference=nn.Sigmoid,
@@ -111,7 +112,7 @@ Sigmoid = elementwise(
 
 Tanh = elementwise(
     "Tanh",
-    forward=torch.tanh,
+    forward=lambda x: x.tanh(),
     backward=lambda grad_output, y: grad_output * (1 - y * y),
     saves="output",
     reference=nn.Tanh,

@@ -29,6 +29,7 @@ from torch._C import _are_functorch_transforms_active
 
 from bpkit.core.function import Function
 from bpkit.core.fuse import formula
+from bpkit.core.layout import channels_last, laid_out
 from bpkit.core.module import Handwritten
 from bpkit.core.precision import widen
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
@@ -102,7 +103,7 @@ class BatchNormFunction(Function):
             legit = torch.ops.aten._native_batch_norm_legit.no_stats
             output, mean, rstd = legit(input, weight, bias, True, 0.0, eps)
         else:
-            assert running_mean is not None
+            assert running_mean is not None  # by _well_formed
             assert running_var is not None
             output = torch.batch_norm(input, weight, bias, running_mean, running_var, False, 0.0, eps, False)
             mean, rstd = running_mean.clone(), (running_var + eps).rsqrt()
@@ -114,6 +115,7 @@ class BatchNormFunction(Function):
         _, mean, rstd, *batch = output
         ctx.mark_non_differentiable(mean, rstd, *batch)
         ctx.set_materialize_grads(False)
+        ctx.channels_last = channels_last(input)
         ctx.dtypes = tuple(None if each is None else each.dtype for each in (weight, bias))
         reads_input = ctx.needs_input_grad[1] or (ctx.needs_input_grad[0] and ctx.training)
         ctx.save_for_backward(
@@ -147,6 +149,8 @@ class BatchNormFunction(Function):
         elif ctx.needs_input_grad[0]:
             scale = rstd if weight is None else rstd * widen(weight)
             grad_input = (widen(grad_output) * _channels(scale, grad_output)).to(grad_output.dtype)
+        if grad_input is not None:
+            grad_input = laid_out(grad_input, ctx.channels_last)
         grad_weight = sum_grad_normalized.to(ctx.dtypes[0]) if ctx.needs_input_grad[1] else None
         grad_bias = sum_grad.to(ctx.dtypes[1]) if ctx.needs_input_grad[2] else None
         return grad_input, grad_weight, grad_bias, None, None, None, None
@@ -178,11 +182,13 @@ def batch_norm(
         The shape of `input`.
 
     Raises:
-        ValueError: one value a channel in training.
+        ValueError: one value a channel in training, an eps that is not positive.
         RuntimeError: shapes that do not go together, in torch's words.
     """
-    if training:
-        nn.functional._verify_batch_size(input.size())  # type: ignore[attr-defined]
+    if not _well_formed(input, running_mean, running_var, weight, bias, training, eps):
+        return nn.functional.batch_norm(
+            input, running_mean, running_var, weight, bias, training, momentum, eps
+        )
     output, _, _, mean, variance = BatchNormFunction.call(
         input, weight, bias, running_mean, running_var, training, eps
     )
@@ -194,6 +200,27 @@ def batch_norm(
             running_mean.copy_(running_mean * (1 - momentum) + mean * momentum)
             running_var.copy_(running_var * (1 - momentum) + variance * momentum)
     return output
+
+
+def _well_formed(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    eps: float,
+) -> bool:
+    """Whether there are positions to normalise; for none torch has the answer, for the rest the error."""
+    if input.dim() < 2 or input.numel() == 0 or eps < 0 or (eps == 0 and training):
+        return False
+    if (running_mean is None) != (running_var is None) or (running_mean is None and not training):
+        return False
+    channels = input.shape[1]
+    each_channel = (running_mean, running_var, weight, bias)
+    if any(each is not None and each.shape != (channels,) for each in each_channel):
+        return False
+    return not training or input.numel() > channels
 
 
 class _BatchNorm(Handwritten, nn.modules.batchnorm._BatchNorm):

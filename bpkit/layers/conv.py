@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bpkit.core.function import Function
+from bpkit.core.layout import channels_last, laid_out
 from bpkit.core.module import Handwritten
 from bpkit.core.purity import correlate_weight
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
@@ -56,6 +57,7 @@ class Conv2dFunction(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, weight, _, ctx.stride, ctx.padding, ctx.dilation, ctx.groups = inputs
         ctx.size = input.shape[-2:]
+        ctx.channels_last = channels_last(input) or channels_last(weight)
         ctx.save_for_backward(
             input if ctx.needs_input_grad[1] else None,
             weight if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None,
@@ -67,7 +69,7 @@ class Conv2dFunction(Function):
         geometry = (ctx.stride, ctx.padding, ctx.dilation, ctx.groups)
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_input = _transpose(grad_output, weight, ctx.size, *geometry)
+            grad_input = _transpose(laid_out(grad_output, ctx.channels_last), weight, ctx.size, *geometry)
         if ctx.needs_input_grad[1]:
             correlate = _correlate if torch.is_grad_enabled() else correlate_weight
             grad_weight = correlate(grad_output, input, weight, *geometry)
@@ -105,6 +107,8 @@ def _correlate(
     groups: int,
 ) -> Tensor:
     """∂L/∂w, [o, i/groups, kh, kw], as a convolution of x by δ: i is the batch and n the channel."""
+    if not input.numel():
+        return torch.zeros_like(weight)
     n, channels = input.shape[:2]
     swapped = input.reshape(n, groups, channels // groups, *input.shape[2:])
     swapped = swapped.permute(2, 1, 0, 3, 4).flatten(1, 2)  #                [i/g, g n, h, w]
@@ -167,6 +171,8 @@ def conv2d(
     """
     if input.dim() not in (3, 4) or weight.dim() != 4:
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)  # raises
+    if any(len(_pair(each)) != 2 for each in (stride, dilation)):
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)  # raises
     stride, dilation = _pair(stride), _pair(dilation)
     if isinstance(padding, str):
         if padding not in ("same", "valid") or (padding == "same" and stride != (1, 1)):
@@ -202,9 +208,9 @@ def _extended(size: int, sides: Pair, mode: str, device: torch.device) -> Tensor
 
 
 def _pair(value: Any) -> Pair:
-    if isinstance(value, int):
-        return value, value
-    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
+    if isinstance(value, (tuple, list)):
+        return tuple(value) * 2 if len(value) == 1 else tuple(value)
+    return value, value
 
 
 def _samples() -> Iterable[Sample]:

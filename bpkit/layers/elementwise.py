@@ -35,6 +35,7 @@ from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
 def elementwise(
     name: str,
     *,
+    functional: str = "",
     forward: Callable[..., Tensor],
     backward: Callable[..., Tensor],
     saves: Literal["input", "output"] = "input",
@@ -48,7 +49,8 @@ def elementwise(
     """A module class with a hand-written elementwise backward.
 
     Args:
-        name: of the class; the functional's name is its lower case.
+        name: of the class.
+        functional: name of the plain function, the class's in lower case if left out.
         forward: `(x, *settings) -> y`.
         backward: `(grad_output, saved, *settings) -> grad_input`, tensor algebra on x or y. In bfloat16
             and float16 it is computed in float32 and rounded once.
@@ -64,6 +66,7 @@ def elementwise(
         The module class, with the plain function as `functional` and the `LayerSpec` as `SPEC`.
     """
     defaults = dict(settings or {})
+    functional = functional or name.lower()
     run = _function(name, forward, backward, saves, autocast or {}).call
     base = reference or nn.Module
 
@@ -83,7 +86,7 @@ def elementwise(
     Elementwise.__module__ = sys._getframe(1).f_globals["__name__"]  # where pickle will look for it
     Elementwise.__doc__ = f"`torch.nn.{name}` with a hand-written backward." if reference else name
     Elementwise.functional = staticmethod(
-        _functional(name, evaluate, defaults, inplace=inplace, keyword_only=keyword_only)
+        _functional(functional, evaluate, defaults, inplace=inplace, keyword_only=keyword_only)
     )
     Elementwise.SPEC = LayerSpec(
         name=name,
@@ -92,7 +95,7 @@ def elementwise(
         samples=lambda: _samples(tried),
         saves=saves,
         saved_bytes=lambda module, inputs, output: nbytes(output),
-        aliases=(name.lower(),),
+        aliases=(functional,),
         summary="elementwise",
     )
     return Elementwise
@@ -117,7 +120,12 @@ def _function(
         if not ctx.needs_input_grad[0]:
             return (None, *(None for _ in ctx.settings))
         (saved,) = ctx.saved_tensors
-        return (rule(grad_output, saved, *ctx.settings), *(None for _ in ctx.settings))
+        grad_input = rule(grad_output, saved, *ctx.settings)
+        if torch.is_grad_enabled() and saved.requires_grad:
+            # Where f'' is zero the rule may not read `saved` in a way that a graph shows: torch's second
+            # derivative is zeros then, not an error.
+            grad_input = torch.where(grad_input.new_zeros((), dtype=torch.bool), saved, grad_input)
+        return (grad_input, *(None for _ in ctx.settings))
 
     body = {
         "autocast": autocast,
@@ -138,21 +146,19 @@ def _functional(
     inplace: bool,
     keyword_only: bool,
 ) -> Callable[..., Tensor]:
-    """The plain function, with torch's arguments and defaults."""
+    """The plain function, with torch's arguments and defaults.
+
+    Its signature is in the table, so it is written out and evaluated, as `dataclasses` does: Python then
+    checks a call in its own words, and no dictionaries are merged on every one.
+    """
     values = {**defaults, **({"inplace": False} if inplace else {})}
-    names = () if keyword_only else tuple(values)
-
-    def functional(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        given = dict(zip(names, args, strict=False))
-        unknown = [key for key in kwargs if key not in values or key in given]
-        if len(args) > len(names) or unknown:
-            takes = ", ".join(f"{key}={value!r}" for key, value in values.items())
-            raise TypeError(f"{functional.__name__}() takes (input, {takes}), not {(*args, *unknown)}")
-        given = {**values, **given, **kwargs}
-        return evaluate(input, tuple(given[key] for key in defaults), given.get("inplace", False))
-
-    functional.__name__ = functional.__qualname__ = name.lower()
-    functional.__doc__ = f"{name}, element by element, with a hand-written backward."
+    star = "*, " if keyword_only and values else ""
+    parameters = star + ", ".join(f"{key}={value!r}" for key, value in values.items())
+    settings = "".join(f"{key}, " for key in defaults)
+    source = f"lambda input, {parameters}: evaluate(input, ({settings}), {'inplace' if inplace else False})"
+    functional: Callable[..., Tensor] = eval(source, {"evaluate": evaluate, "__name__": __name__})
+    functional.__name__ = functional.__qualname__ = name
+    functional.__doc__ = f"`{name}`, element by element, with a hand-written backward."
     return functional
 
 

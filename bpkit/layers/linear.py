@@ -36,7 +36,8 @@ class LinearFunction(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _ = inputs
+        input, weight, bias = inputs
+        ctx.bias_shape = None if bias is None else bias.shape
         ctx.save_for_backward(
             input if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None
         )
@@ -52,6 +53,8 @@ class LinearFunction(Function):
             grad_weight = rows.mT @ _rows(input)  #                            δᵀ x [out, in]
         if ctx.needs_input_grad[2]:
             grad_bias = rows.sum(0)  #                                         [out]
+            if ctx.bias_shape != grad_bias.shape:  # torch broadcasts any bias
+                grad_bias = grad_output.sum_to_size(ctx.bias_shape)
         return grad_input, grad_weight, grad_bias
 
 

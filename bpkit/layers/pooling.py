@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bpkit.core.function import Function
+from bpkit.core.layout import channels_last, laid_out
 from bpkit.core.module import Handwritten
 from bpkit.core.spec import LayerSpec, Sample, randn
 
@@ -48,6 +49,7 @@ class MaxPool2dFunction(Function):
         ctx.mark_non_differentiable(position)
         ctx.set_materialize_grads(False)
         ctx.size = input.shape[-2:]
+        ctx.channels_last = channels_last(input)
         ctx.save_for_backward(position.to(_narrowest(ctx.size.numel())))
 
     @staticmethod
@@ -55,11 +57,15 @@ class MaxPool2dFunction(Function):
         if grad_output is None:
             return (None,) * 6
         (position,) = ctx.saved_tensors
-        *planes, tall, wide = grad_output.shape
-        zeros = grad_output.new_zeros(*planes, ctx.size.numel())
-        index = position.reshape(*planes, tall * wide).long()
-        gathered = zeros.scatter_add(-1, index, grad_output.reshape(*planes, tall * wide))
-        return gathered.reshape(*planes, *ctx.size), None, None, None, None, None
+        rows = grad_output.dim() - 2  # the axis of the plane's rows; its columns follow
+        if ctx.channels_last:
+            grad_output, position, rows = grad_output.permute(0, 2, 3, 1), position.permute(0, 2, 3, 1), 1
+        before, after = grad_output.shape[:rows], grad_output.shape[rows + 2 :]
+        windows = (*before, grad_output.shape[rows : rows + 2].numel(), *after)
+        zeros = grad_output.new_zeros(*before, ctx.size.numel(), *after)
+        gathered = zeros.scatter_add(rows, position.reshape(windows).long(), grad_output.reshape(windows))
+        grad_input = gathered.reshape(*before, *ctx.size, *after)
+        return grad_input.permute(0, 3, 1, 2) if ctx.channels_last else grad_input, *(None,) * 5
 
 
 def _narrowest(positions: int) -> torch.dtype:
@@ -133,6 +139,7 @@ class AvgPool2dFunction(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, ctx.kernel, ctx.stride, ctx.padding, _, ctx.include, ctx.divisor = inputs
         ctx.size = input.shape[-2:]
+        ctx.channels_last = channels_last(input)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -155,7 +162,7 @@ class AvgPool2dFunction(Function):
             like: Any = {"dtype": grad_output.dtype, "device": grad_output.device}
             share = grad_output / (torch.tensor(rows, **like)[:, None] * torch.tensor(columns, **like))
         grad_input = _spread(share, ctx.size, ctx.kernel, ctx.stride, ctx.padding)
-        return grad_input, None, None, None, None, None, None
+        return laid_out(grad_input, ctx.channels_last), None, None, None, None, None, None
 
 
 def _window_sizes(
@@ -213,7 +220,7 @@ def avg_pool2d(
         RuntimeError: a window that does not fit, in torch's words.
     """
     kernel = _pair(kernel_size)
-    step = kernel if stride is None else _pair(stride)
+    step = _pair(() if stride is None else stride) or kernel
     return AvgPool2dFunction.call(
         input, kernel, step, _pair(padding), ceil_mode, count_include_pad, divisor_override
     )
@@ -234,10 +241,10 @@ class AvgPool2d(Handwritten, nn.AvgPool2d):
         )
 
 
-def _pair(value: Any) -> Pair:
-    if isinstance(value, int):
-        return value, value
-    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
+def _pair(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return tuple(value) * 2 if len(value) == 1 else tuple(value)
+    return value, value
 
 
 def _distinct(*shape: int) -> Tensor:

@@ -46,7 +46,7 @@ class SoftmaxFunction(Function):
 
     @staticmethod
     def forward(input: Tensor, dim: int) -> Tensor:
-        return torch.softmax(input, dim)
+        return input.softmax(dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -64,7 +64,7 @@ class LogSoftmaxFunction(SoftmaxFunction):
 
     @staticmethod
     def forward(input: Tensor, dim: int) -> Tensor:
-        return torch.log_softmax(input, dim)
+        return input.log_softmax(dim)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:

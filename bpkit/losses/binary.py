@@ -33,13 +33,15 @@ from bpkit.core.precision import in_float32
 from bpkit.core.spec import LossSpec, Sample, nbytes, randn
 from bpkit.losses.reduction import MEAN, code, refuse_gradient
 
+SMALLEST = 9.999999960041972e-13  # torch's 1e-12 is a C float, for double precision as well
+
 
 @formula
 @in_float32
 def _probability_gradient(
     grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, scale: float
 ) -> Tensor:
-    gradient = (input - target) / ((1 - input) * input).clamp(min=1e-12) * (grad_output * scale)
+    gradient = (input - target) / ((1 - input) * input).clamp(min=SMALLEST) * (grad_output * scale)
     return gradient if weight is None else gradient * weight
 
 

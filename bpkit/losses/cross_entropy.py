@@ -94,7 +94,8 @@ class CrossEntropyFunction(Function):
         scale = widen(grad_output)
         if ctx.reduction == MEAN:
             scale = scale / _total(own.squeeze(axis), kept)
-        scale = (scale * kept).unsqueeze(axis)  # 0 where ignored                        [n, 1, *]
+        # 0 where ignored, also where none is kept and the mean divides by 0            [n, 1, *]
+        scale = torch.where(kept, scale, 0).unsqueeze(axis)
         hot = scale * own * (1 - ctx.smoothing)
         rows = hot
         if ctx.smoothing:
@@ -124,7 +125,7 @@ class SoftCrossEntropyFunction(Function):
             loss = loss.sum()
         if reduction == MEAN:
             loss = loss / (input.numel() // input.shape[axis])
-        return loss.to(input.dtype), highest, log_sum
+        return loss.to(torch.promote_types(input.dtype, target.dtype)), highest, log_sum
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -217,7 +218,7 @@ def cross_entropy(
     """
     reduced = code(reduction, size_average, reduce)
     refuse_gradient("nll_loss_forward", "weight", weight)
-    if not _well_formed(input, target, weight, label_smoothing):
+    if not _well_formed(input, target, weight, ignore_index, label_smoothing):
         return _twin(input, target, weight, reduced, ignore_index, label_smoothing)
     if target.is_floating_point():
         return SoftCrossEntropyFunction.call(input, target, weight, label_smoothing, reduced)[0]
@@ -232,9 +233,13 @@ def _twin(input: Tensor, target: Tensor, weight: Tensor | None, *rest: Any) -> T
     return torch._C._nn.cross_entropy_loss(input, target, weight, *rest)
 
 
-def _well_formed(input: Tensor, target: Tensor, weight: Tensor | None, smoothing: float) -> bool:
+def _well_formed(
+    input: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smoothing: float
+) -> bool:
     """Whether the arguments go together; for those that do not, torch has the error."""
-    if not input.dim() >= 1 or not 0.0 <= smoothing <= 1.0:
+    if not (input.dim() >= 1 and input.is_floating_point() and 0.0 <= smoothing <= 1.0):
+        return False
+    if ignored >= 0 if target.is_floating_point() else target.dtype not in (torch.int64, torch.uint8):
         return False
     axis = _class_axis(input)
     classes = input.shape[axis]

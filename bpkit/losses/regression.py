@@ -36,7 +36,7 @@ def _squared_gradient(grad_output: Tensor, input: Tensor, target: Tensor, scale:
 @formula
 @in_float32
 def _absolute_gradient(grad_output: Tensor, input: Tensor, target: Tensor, scale: float) -> Tensor:
-    return (input - target).sign() * (grad_output * scale)
+    return (input - target).sgn() * (grad_output * scale)  # sgn: complex numbers, too
 
 
 class MSEFunction(Function):

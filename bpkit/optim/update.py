@@ -58,10 +58,11 @@ class Update(torch.optim.Optimizer):
             grads = [param.grad for param in params]
             if not self.sparse and any(grad.is_sparse for grad in grads):
                 raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-            states = [self.state[param] for param in params]
+            states = [self.state.get(param, {}) for param in params]
             if group.get("maximize"):
                 grads = list(torch._foreach_neg(grads))
             self.update(group, [*map(real, params)], [*map(real, grads)], states)
+            self.state.update((param, state) for param, state in zip(params, states, strict=True) if state)
         return loss
 
     @abstractmethod
