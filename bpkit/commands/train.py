@@ -18,7 +18,7 @@ def train(run: str, changes: tuple[str, ...], logdir: Path | None, device: str |
     """Train RUN: the name of a recipe (see `bpkit plugins`), or a TOML file."""
     from bpkit.core.errors import BpkitError
     from bpkit.plugins.registry import registry
-    from bpkit.train import build
+    from bpkit.train import build, parts
     from bpkit.train.config import parse, source
     from bpkit.train.progress import figures
 
@@ -27,6 +27,7 @@ def train(run: str, changes: tuple[str, ...], logdir: Path | None, device: str |
     name, where, text = source(run, registry().recipes)
     config = parse(text, where, changes)
     if device is not None:
+        parts.device(device)
         config.train.device = device
     if logdir is not None and logdir.exists() and not logdir.is_dir():
         raise BpkitError(f"--logdir {logdir} is a file, not a directory")

@@ -4,6 +4,6 @@ from bpkit.diagnostics.diagnostic import Diagnostic
 from bpkit.diagnostics.finding import Finding
 from bpkit.diagnostics.picture import gradient_profile
 from bpkit.diagnostics.sample import Sample
-from bpkit.diagnostics.watch import Watcher, watch
+from bpkit.diagnostics.watch import Watcher, chosen, watch
 
-__all__ = ["Diagnostic", "Finding", "Sample", "Watcher", "gradient_profile", "watch"]
+__all__ = ["Diagnostic", "Finding", "Sample", "Watcher", "chosen", "gradient_profile", "watch"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from statistics import median
 
+import torch
+
 from bpkit.diagnostics.diagnostic import Board, Diagnostic
 from bpkit.diagnostics.instruments import AccumulatedNorm, GradientNorm, WeightNorm
 from bpkit.diagnostics.sample import Sample
@@ -34,4 +36,4 @@ class GradientNorms(Diagnostic):
             board.add_scalar(f"gradient_norm/{name}", value, sample.step)
         weights = sample.by_layer(WeightNorm)
         rows = [[norms[layer], weights[layer]] for layer in norms]
-        board.add_tensor("bpkit/layers", rows, sample.step)
+        board.add_tensor("bpkit/layers", torch.tensor(rows), sample.step)  # torch's writer takes no list

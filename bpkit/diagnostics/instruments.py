@@ -90,7 +90,8 @@ class WeightNorm(Instrument):
     provenance = Provenance("before step")
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self._norms = norms([parameter.detach() for parameter in self.parameters])
+        lazy = nn.parameter.is_lazy
+        self._norms = norms([None if lazy(each) else each.detach() for each in self.parameters])
 
     def read(self) -> Figures:
         return self._norms

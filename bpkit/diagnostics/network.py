@@ -60,8 +60,9 @@ def describe(model: nn.Module) -> Network:
     }
     for name, parameter in model.named_parameters():
         name = _plain(name, model)
-        matrix = parameter.dim() > 1 and id(parameter) not in tables
-        infos.append(ParameterInfo(name, _layer(name), tuple(parameter.shape), matrix))
+        shape = (0,) if nn.parameter.is_lazy(parameter) else tuple(parameter.shape)
+        matrix = len(shape) > 1 and id(parameter) not in tables
+        infos.append(ParameterInfo(name, _layer(name), shape, matrix))
     return Network(tuple(infos), tuple(_leaves(model)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import is_
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ class Probe:
     def arm(self) -> None:
         """The step that begins now is sampled: listen to its gradients."""
         self.disarm()
+        self._look_again()
         self.armed = True
         self._arrived.clear()
         self._hooks = on_gradients(self.parameters, self._on_gradient)
@@ -58,6 +60,8 @@ class Probe:
 
     def before_step(self, optimizer: Optimizer) -> None:
         """The optimizer's step begins."""
+        if self._look_again():
+            self.arm()
         with torch.no_grad():
             for instrument in self._instruments.values():
                 instrument.before_step(optimizer)
@@ -76,10 +80,10 @@ class Probe:
         validation: Tensor | float | None = None,
     ) -> Sample:
         """What this step showed; one copy from the device, which waits for it."""
-        if not self._described:  # by now lazy parameters have their shapes
+        if not self._described:  # by now lazy parameters in use have their shapes
             self._network = describe(self._model)
             self._compiled = any(map(_is_compiled, self._model.modules()))
-            self._described = True
+            self._described = not any(map(nn.parameter.is_lazy, self.parameters))
         figures: list[Tensor | float | None] = [loss, validation]
         with torch.no_grad():
             read: list[Figures] = [instrument.read() for instrument in self._instruments.values()]
@@ -99,6 +103,18 @@ class Probe:
             validation=numbers[1],
             order=self._order(),
         )
+
+    def _look_again(self) -> bool:
+        """Whether the model has other parameters than before: layers come and go while a model trains.
+
+        The instruments hold the same list. A step in which that happens is sampled without what arrived.
+        """
+        now = list(self._model.parameters())
+        if len(now) == len(self.parameters) and all(map(is_, now, self.parameters)):
+            return False
+        self.parameters[:] = now
+        self._described = False
+        return True
 
     def _on_gradient(self, index: int, grad: Tensor) -> None:
         self._arrived[index] = None

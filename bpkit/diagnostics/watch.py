@@ -32,7 +32,7 @@ from bpkit.diagnostics.hooks import innermost, on_step
 from bpkit.diagnostics.probe import Probe
 from bpkit.diagnostics.sample import Sample
 from bpkit.diagnostics.schedule import Schedule
-from bpkit.plugins.registry import registry
+from bpkit.plugins.registry import Registry, registry
 from bpkit.tensorboard import Writer
 
 logger = logging.getLogger("bpkit")
@@ -73,26 +73,37 @@ def watch(
         raise BpkitError(f"watch: model must be a torch.nn.Module, not {type(model).__name__}")
     if logdir is not None and writer is not None:
         raise BpkitError("watch: give logdir or writer, not both")
-    if every < 1 or not 0 < budget <= 1:
-        raise BpkitError(f"watch: every must be at least 1 and budget in (0, 1], not {every} and {budget}")
+    if not (isinstance(every, int) and isinstance(budget, (int, float)) and every >= 1 and 0 < budget <= 1):
+        raise BpkitError(
+            f"watch: every must be at least 1 and budget in (0, 1], not {every!r} and {budget!r}"
+        )
+    if scaler is not None and not isinstance(scaler, GradScaler):
+        raise BpkitError(f"watch: scaler must be a torch.amp.GradScaler, not {scaler!r}")
+    if writer is not None and not callable(getattr(writer, "add_scalar", None)):
+        raise BpkitError(f"watch: writer must be a Writer or torch's SummaryWriter, not {writer!r}")
     inner = None if optimizer is None else innermost(optimizer)
-    chosen = _chosen(diagnostics)
+    diagnosing = chosen(diagnostics, registry())
     own = Writer(logdir) if logdir is not None else None
-    return Watcher(model, inner, chosen, Schedule(every, budget), board=writer, own=own, scaler=scaler)
+    return Watcher(model, inner, diagnosing, Schedule(every, budget), board=writer, own=own, scaler=scaler)
 
 
-def _chosen(diagnostics: Iterable[str | Diagnostic] | None) -> list[Diagnostic]:
+def chosen(diagnostics: Iterable[str | Diagnostic] | None, known: Registry) -> list[Diagnostic]:
+    """Diagnostics from names in `known` or objects; None takes all registered as default.
+
+    Raises:
+        BpkitError: an unknown name; something else than a name or a `Diagnostic`.
+    """
     if diagnostics is None:
-        return [spec.diagnostic() for spec in registry().diagnostics if spec.default]
-    chosen = [
-        registry().diagnostics[each].diagnostic() if isinstance(each, str) else each for each in diagnostics
-    ]
-    for each in chosen:
+        return [spec.diagnostic() for spec in known.diagnostics if spec.default]
+    if isinstance(diagnostics, str) or not isinstance(diagnostics, Iterable):
+        raise BpkitError(f"watch: diagnostics must be a list, such as [{diagnostics!r}], not {diagnostics!r}")
+    found = [known.diagnostics[each].diagnostic() if isinstance(each, str) else each for each in diagnostics]
+    for each in found:
         if not isinstance(each, Diagnostic):
             raise BpkitError(
                 f"watch: diagnostics must be names or bpkit.diagnostics.Diagnostic objects, not {each!r}"
             )
-    return chosen
+    return found
 
 
 class Watcher:

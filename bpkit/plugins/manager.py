@@ -69,7 +69,7 @@ class Implementation:
         start = self.clock()
         try:
             return self.function(**taken)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(self.plugin, f"{self.hook} raised {describe(error)}") from error
         finally:
             seconds = self.clock() - start

@@ -226,7 +226,7 @@ def _specs(implementation: Implementation, kind: str) -> list[Spec]:
         raise PluginError(plugin, f"{hook} must give a list of {wanted.__name__}s, not {_brief(given)}")
     try:
         specs = list(given)
-    except Exception as error:  # a generator's body runs here
+    except (Exception, SystemExit) as error:  # a generator's body runs here
         raise PluginError(plugin, f"{hook} raised {describe(error)}") from error
     for spec in specs:
         if not isinstance(spec, wanted):

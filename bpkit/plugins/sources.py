@@ -116,9 +116,20 @@ def built_in(names: Iterable[str] = BUILT_IN) -> list[Source]:
 def installed() -> list[Source]:
     """Entry points, by distribution and name, whatever order they were installed in."""
     found = []
-    for point in importlib.metadata.entry_points(group=GROUP):
+    try:
+        points = list(importlib.metadata.entry_points(group=GROUP))
+    except Exception:  # one garbled entry_points.txt takes the others along: read them one by one
+        points = []
+        for each in importlib.metadata.distributions():
+            try:
+                points += each.entry_points.select(group=GROUP)
+            except Exception as error:
+                if f"[{GROUP}]" in (each.read_text("entry_points.txt") or ""):
+                    broken = Source(each.name, each.version, partial(_garbled, error))
+                    found.append((each.name.lower(), broken))
+    for point in points:
         distribution, version = _origin(point)
-        found.append((distribution.lower(), Source(point.name, version, point.load)))
+        found.append((distribution.lower(), Source(point.name, version, partial(_point, point))))
     return [source for _, source in sorted(found, key=lambda each: (each[0], each[1].name))]
 
 
@@ -126,6 +137,16 @@ def named(name: str, known: Iterable[str] = ()) -> Source:
     """The entry point called `name`, or else the module; `known` are further names to suggest."""
     points = {source.name: source for source in installed()}
     return points.get(name) or Source(name, "", partial(_import, name, (*known, *points)))
+
+
+def _garbled(error: Exception) -> object:
+    raise BpkitError(f"its entry_points.txt cannot be read: {error}")
+
+
+def _point(point: importlib.metadata.EntryPoint) -> object:
+    if point.pattern.match(point.value) is None:
+        raise BpkitError(f"its entry point is {point.value!r}, which is neither module nor module:object")
+    return point.load()
 
 
 def _import(name: str, known: Iterable[str]) -> object:

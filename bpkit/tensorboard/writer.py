@@ -39,14 +39,16 @@ class Writer:
     """
 
     def __init__(self, logdir: str | Path, *, flush_seconds: float = 10.0) -> None:
+        if not isinstance(logdir, (str, Path)):
+            raise BpkitError(f"logdir must be a path, not {logdir!r}")
         self.logdir = Path(logdir)
         try:
             self.logdir.mkdir(parents=True, exist_ok=True)
             self._file: EventFileWriter | None = EventFileWriter(
                 str(self.logdir), max_queue_size=1000, flush_secs=flush_seconds
             )
-        except OSError as error:
-            reason = error.strerror or error
+        except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+            reason = getattr(error, "strerror", None) or error
             raise BpkitError(f"cannot write to logdir {str(logdir)!r}: {reason}; name a directory") from error
         self._step = 0
         self._summary = Summary()

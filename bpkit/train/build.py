@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,15 @@ from torch.utils.data import TensorDataset
 
 from bpkit.core.errors import BpkitError, unknown_name
 from bpkit.data import digits
+from bpkit.diagnostics import chosen
 from bpkit.plugins.registry import Registry, registry
-from bpkit.train.config import Model, Run
+from bpkit.train import parts
+from bpkit.train.config import Model, Named, Run
 from bpkit.train.trainer import Trainer
 
 _DATA = {"digits": digits}
+
+Place = Callable[..., AbstractContextManager[None]]
 
 
 class LastStep(nn.Module):
@@ -36,9 +42,11 @@ def data(run: Run) -> tuple[TensorDataset, TensorDataset | None, TensorDataset]:
         BpkitError: unknown data, or a share outside [0, 1).
     """
     if run.data.name not in _DATA:
-        raise unknown_name("data", run.data.name, _DATA)
+        with run.at("data", "name"):
+            raise unknown_name("data", run.data.name, _DATA)
     if not 0 <= run.data.validation < 1:
-        raise BpkitError(f"data.validation must lie in [0, 1), not {run.data.validation}")
+        with run.at("data", "validation"):
+            raise BpkitError(f"data.validation must lie in [0, 1), not {run.data.validation}")
     split = _DATA[run.data.name]()
     count = round(len(split.train) * run.data.validation)
     if count == 0:
@@ -54,16 +62,22 @@ def data(run: Run) -> tuple[TensorDataset, TensorDataset | None, TensorDataset]:
     )
 
 
-def model(config: Model, seed: int, known: Registry) -> nn.Sequential:
-    """The layers in order, their weights drawn from `seed`.
+def model(
+    config: Model, seed: int, known: Registry, at: Place = lambda *path: nullcontext()
+) -> nn.Sequential:
+    """The layers in order, their weights drawn from `seed`; `at(*path)` says in an error where that is set.
 
     Raises:
         BpkitError: an unknown layer, or arguments that it does not take.
     """
     torch.manual_seed(seed)
-    layers = [_layer(number, entry, config.nn, known) for number, entry in enumerate(config.layers)]
+    layers = []
+    for number, entry in enumerate(config.layers):
+        with at("model", "layers", number):
+            layers.append(_layer(number, entry, config.nn, known))
     if not layers:
-        raise BpkitError("model.layers is empty")
+        with at("model", "layers"):
+            raise BpkitError("model.layers is empty")
     built = nn.Sequential(*layers)
     if config.init != "default":
         for module in built.modules():
@@ -72,18 +86,58 @@ def model(config: Model, seed: int, known: Registry) -> nn.Sequential:
 
 
 def trainer(run: Run, logdir: Path | None, *, progress: bool = True) -> Trainer:
-    """The trainer of a run, with its model."""
-    loss, optimizer, schedule = run.loss.part(), run.optimizer.part(), run.schedule.part()
+    """The trainer of a run, with its model.
+
+    Raises:
+        BpkitError: a name, a setting or a figure that cannot be, with the line that has it.
+    """
+    known, train = registry(), run.train
+    with run.at("train"):
+        parts.check_length(train.epochs, train.steps)
+    with run.at("train", "device"):
+        device = parts.device(train.device)
+    with run.at("train", "precision"):
+        parts.precision(train.precision, device)
+    with run.at("train", "metrics"):
+        parts.metrics(train.metrics or ())
+    with run.at("train", "diagnostics"):
+        chosen(train.diagnostics, known)
+    built = model(run.model, train.seed, known, run.at).to(device)
+    with _part(run, run.loss, lambda name: known.losses[name].module, "loss") as part:
+        loss = parts.loss(part, known)
+    with _part(run, run.optimizer, lambda name: known.optimizers[name].optimizer, "optimizer") as part:
+        optimizer = parts.optimizer(part, built, known)
+    penalties = []
+    for number, each in enumerate(run.regularizers):
+        with _part(
+            run, each, lambda name: known.regularizers[name].regularizer, "regularizers", number
+        ) as part:
+            penalties += parts.regularizers([part], known)
+    with _part(run, run.schedule, parts.schedule_named, "schedule") as schedule:
+        parts.scheduler(schedule, torch.optim.SGD([torch.zeros(1)], 0.1), 1)
     return Trainer(
-        model(run.model, run.train.seed, registry()),
+        built,
         loss,
         optimizer,
         schedule=schedule,
-        regularizers=[each.part() for each in run.regularizers],
+        regularizers=penalties,
         logdir=logdir,
         progress=progress,
-        **run.train.model_dump(exclude={"epochs", "steps"}),
+        **train.model_dump(exclude={"epochs", "steps"}),
     )
+
+
+@contextmanager
+def _part(
+    run: Run, named: Named, make: Callable[[str], Callable[..., Any]], *path: str | int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A part as `Trainer` takes it; an error raised inside gets the line of the setting that it is about."""
+    with run.at(*path, "name"):
+        known = parts.keywords(make(named.name))
+    name, settings = named.part()
+    unknown = [key for key in settings if key not in known]
+    with run.at(*path, *unknown[:1]):
+        yield name, settings
 
 
 def _layer(number: int, entry: list[Any], whose: str, known: Registry) -> nn.Module:
@@ -93,10 +147,15 @@ def _layer(number: int, entry: list[Any], whose: str, known: Registry) -> nn.Mod
     name, *args = entry
     kwargs = args.pop() if args and isinstance(args[-1], dict) else {}
     args = [tuple(each) if isinstance(each, list) else each for each in args]
-    kind = _class(name, whose, known)
+    try:
+        kind = _class(name, whose, known)
+    except BpkitError as error:
+        raise type(error)(f"{where}: {error}") from error
     try:
         return kind(*args, **kwargs)
     except (TypeError, ValueError, RuntimeError) as error:
+        if set(kwargs) - parts.keywords(kind):
+            raise BpkitError(f"{where}: {parts.misfit(name, kind, kwargs, error)}") from error
         raise BpkitError(f"{where}: {name} cannot take {entry[1:]}: {error}") from error
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ import torch
 
 from bpkit.core.errors import BpkitError
 
-# `last.pt` is written after a run's first epoch, at its end, and in between not more often than this:
-# after each epoch of the digits it would take a third of the time.
+# `last.pt` is written after a run's first epoch, at its end, and in between, after a step, not more often
+# than this: after each epoch of the digits it would take a third of the time.
 LAST_SECONDS = 5.0
 
-KEYS = frozenset({"bpkit", "model", "optimizer", "schedule", "progress", "random"})
+# Between epochs' ends, as often as `LAST_SECONDS` allows, but not for more than this share of the time.
+LAST_SHARE = 0.05
+
+KEYS = frozenset({"bpkit", "made_of", "model", "optimizer", "schedule", "progress", "batches", "random"})
 
 
 class Checkpoints:
@@ -27,16 +31,26 @@ class Checkpoints:
     def __init__(self, logdir: Path | None) -> None:
         self.logdir = logdir
         self._last_at = -math.inf
+        self._began, self._cost = time.monotonic(), 0.0
 
     @property
     def due(self) -> bool:
-        """Whether `last.pt` is old enough to be written again."""
-        return time.monotonic() - self._last_at > LAST_SECONDS
+        """Whether `last.pt` is old enough to be written again, or is not there yet."""
+        return self._older_than(self._last_at)
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the run has gone on for so long without one: an epoch may take hours, or never end."""
+        return self.logdir is not None and self._older_than(max(self._began, self._last_at))
+
+    def _older_than(self, moment: float) -> bool:
+        return time.monotonic() - moment > max(LAST_SECONDS, self._cost / LAST_SHARE)
 
     def refuse_another_run(self) -> None:
         """Raise a `BpkitError` if the logdir holds a run, which a new one would overwrite."""
         if self.logdir is not None and (self.logdir / "last.pt").exists():
             raise BpkitError(f"logdir {str(self.logdir)!r} already holds a run: resume it, or name another")
+        self._began = time.monotonic()
 
     def resume(self, device: torch.device) -> dict[str, Any]:
         """The contents of `last.pt`; see `load`."""
@@ -48,9 +62,11 @@ class Checkpoints:
         """Write what `state()` gives under that name; see `save`."""
         if self.logdir is None:
             return None
+        start = time.monotonic()
         save(state(), self.logdir / name)
         if name == "last.pt":
             self._last_at = time.monotonic()
+            self._cost = self._last_at - start
         return self.logdir / name
 
 
@@ -87,9 +103,11 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     if path.is_dir():
         raise BpkitError(f"checkpoint {path} is a directory, not a file")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of a pickle that is none of its own
+            state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises a dozen types for as many kinds of damage
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise BpkitError(
             f"checkpoint {path} cannot be read; it is damaged or something else: {reason}"
         ) from error

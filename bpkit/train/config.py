@@ -195,7 +195,9 @@ def _put(table: dict[str, Any], path: tuple[str, ...], value: Any, change: str) 
 
 def _explained(error: ValidationError, place: Callable[..., str]) -> str:
     """The first mistake, in one line."""
-    first = error.errors()[0]
+    first = min(
+        error.errors(), key=lambda each: each["type"] != "extra_forbidden"
+    )  # what is missing may be there
     path = first["loc"]
     dotted = ".".join(map(str, path))
     if first["type"] == "extra_forbidden":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +13,17 @@ from torch import Tensor, nn
 from bpkit.core.errors import BpkitError
 from bpkit.diagnostics import Finding
 
-USER_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
+USER_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+
+
+@contextmanager
+def warnings_held() -> Iterator[None]:
+    """Give the warnings inside afterwards; none if it raises, whose one line says what is wrong."""
+    with warnings.catch_warnings(record=True) as held:
+        warnings.simplefilter("always")  # the user's filters have their say afterwards
+        yield
+    for each in held:
+        warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
 
 def forward_error(model: nn.Module, inputs: Any, error: Exception) -> BpkitError:
@@ -27,7 +39,7 @@ def forward_error(model: nn.Module, inputs: Any, error: Exception) -> BpkitError
     try:
         with torch.no_grad():
             model(inputs)
-    except USER_ERRORS:
+    except Exception:  # whatever it is, where it came from is what is asked
         pass
     finally:
         for handle in handles:
@@ -41,15 +53,37 @@ def forward_error(model: nn.Module, inputs: Any, error: Exception) -> BpkitError
 
 def loss_error(loss: Any, output: Any, target: Any, error: Exception) -> BpkitError:
     """The error of `loss(output, target)` as one line."""
-    name = type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", repr(loss))
     hint = ""
     both = isinstance(target, Tensor) and isinstance(output, Tensor)
     if both and output.dim() > 1 and target.numel() and not target.is_floating_point():
         low, high = int(target.min()), int(target.max())
         hint = f" (targets run from {low} to {high}, the output has {output.shape[1]} classes)"
     return BpkitError(
-        f"loss {name} cannot take output {describe(output)} and target {describe(target)}: "
+        f"loss {_name(loss)} cannot take output {describe(output)} and target {describe(target)}: "
         f"{_first_line(error)}{hint}"
+    )
+
+
+def loss_value(loss: Any, value: Any) -> BpkitError:
+    """The error of a loss that gave something else than one number."""
+    return BpkitError(
+        f"loss {_name(loss)} gives {describe(value)}; it must give a tensor of one number (reduction='mean')"
+    )
+
+
+def no_gradient(loss: Any) -> BpkitError:
+    """The error of a loss that no parameter has a part in."""
+    return BpkitError(
+        f"loss {_name(loss)} depends on no parameter that requires a gradient: is the model frozen, or its "
+        "output detached?"
+    )
+
+
+def metric_error(name: str, output: Any, target: Any, error: Exception) -> BpkitError:
+    """The error of `metric(output, target)` as one line."""
+    return BpkitError(
+        f"metric {name} cannot take output {describe(output)} and target {describe(target)}: "
+        f"{_first_line(error)}"
     )
 
 
@@ -64,6 +98,10 @@ def describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
     return type(value).__name__
+
+
+def _name(loss: Any) -> str:
+    return type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", repr(loss))
 
 
 def _first_line(error: Exception) -> str:

@@ -37,10 +37,14 @@ def schedule(
         floor: the least factor.
 
     Raises:
-        BpkitError: a run of unknown length, which nothing can decay over.
+        BpkitError: a warm-up or floor that cannot be; a run of unknown length, which nothing can decay over.
     """
     if total is None and name != "constant":
         raise BpkitError(f"schedule {name!r} needs the number of steps: fit(steps=...)")
+    if not isinstance(warmup, int) or warmup < 0:
+        raise BpkitError(f"schedule {name!r}: warmup must be a number of steps, not {warmup!r}")
+    if not isinstance(floor, (int, float)) or not 0 <= floor <= 1:
+        raise BpkitError(f"schedule {name!r}: floor must be a factor from 0 to 1, not {floor!r}")
     decay = DECAYS[name]
 
     def factor(step: int) -> float:

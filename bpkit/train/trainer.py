@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from bpkit.core.errors import BpkitError
-from bpkit.diagnostics import Finding, Watcher, watch
+from bpkit.diagnostics import Finding, Watcher, chosen, watch
 from bpkit.plugins.hookspecs import EVENTS
 from bpkit.plugins.registry import registry
 from bpkit.tensorboard import Writer
 from bpkit.train import explain, parts, state
-from bpkit.train.batches import Batches
+from bpkit.train.batches import Batches, examples
 from bpkit.train.checkpoint import Checkpoints
 from bpkit.train.journal import Journal
 from bpkit.train.metrics import is_better
@@ -81,8 +81,10 @@ class Trainer:
         log_every: int = 10,
         progress: bool = True,
     ) -> None:
-        parts.check_numbers(accumulate, batch_size, log_every, clip)
-        self.registry = registry().extended(*plugins)
+        parts.check_numbers(accumulate, batch_size, log_every, clip, seed)
+        if not isinstance(model, nn.Module):
+            raise BpkitError(f"model must be a torch.nn.Module object, not {model!r}")
+        self.registry = registry().extended(*parts.listed("plugins", plugins))
         self.device = parts.device(device)
         self.dtype = parts.precision(precision, self.device)
         self.model = model.to(self.device)
@@ -91,7 +93,8 @@ class Trainer:
             self.loss = self.loss.to(self.device)
         self.optimizer = parts.optimizer(optimizer, model, self.registry)
         self.regularizers = parts.regularizers(regularizers, self.registry)
-        self.diagnostics = None if diagnostics is None else list(diagnostics)
+        self.diagnostics = None if diagnostics is None else parts.listed("diagnostics", diagnostics)
+        chosen(self.diagnostics, self.registry)
         if metrics is None:
             metrics = ("accuracy",) if isinstance(self.loss, nn.CrossEntropyLoss) else ()
         self.metrics = parts.metrics(metrics)
@@ -100,7 +103,7 @@ class Trainer:
                 f"monitor {monitor!r} is none of the figures: {', '.join(('loss', *self.metrics))}"
             )
         self.scaler = GradScaler(self.device.type, enabled=precision == "fp16")
-        self.logdir = None if logdir is None else Path(logdir)
+        self.logdir = parts.logdir(logdir)
         self.schedule, self.accumulate, self.clip = schedule, accumulate, clip
         self.batch_size, self.seed, self.monitor = batch_size, seed, monitor
         self.log_every, self.progress = log_every, progress
@@ -110,6 +113,9 @@ class Trainer:
         self.writer: Writer | None = None
         self.history: list[dict[str, float]] = []
         self.interrupted = False
+        self._parameters: list[nn.Parameter] = []
+        self._went_well = False
+        self._stepped = 0  # batches of the epoch in progress that steps have been taken on
         self._journal = Journal(None, log_every)
         self._checkpoints = Checkpoints(self.logdir)
         self._on: Mapping[str, tuple[Callable[..., Any], ...]] = dict.fromkeys(EVENTS, ())
@@ -139,7 +145,7 @@ class Trainer:
 
         Args:
             train: tensors `(inputs, target)`, a `Dataset`, a `DataLoader`, or an iterable of batches.
-            validation: likewise; evaluated after each epoch.
+            validation: likewise; evaluated after each epoch, and where `steps` end in the middle of one.
             epochs: passes over `train`.
             steps: optimizer steps, in place of epochs.
             resume: go on from `last.pt` in the logdir.
@@ -152,7 +158,10 @@ class Trainer:
             BpkitError: empty data, shapes that do not fit, a loss that is not finite, a logdir that holds
                 another run, a checkpoint that cannot be read. What was saved before stays.
         """
-        held_out = None if validation is None else self._held_out(validation, "validation data")
+        parts.check_length(epochs, steps)
+        held_out = (
+            None if validation is None else self._held_out(validation, "validation data", again=epochs != 1)
+        )
         batches = self._begin(train, epochs, steps, resume)
         position, total = self.position, batches.steps(epochs, steps, self.accumulate)
 
@@ -163,32 +172,41 @@ class Trainer:
             try:
                 self._call("bpkit_fit_start")
                 while not interrupt.asked and not done():
-                    self.model.train()
                     for inputs, target in batches.epoch(position.epoch, position.batch):
-                        position.batch += 1
-                        self._batch(inputs, target, is_last=position.batch == batches.count)
-                        shown.update(position.step, self._journal.loss)
+                        self._batch(inputs, target)
+                        if position.batch % self.accumulate or position.batch == batches.count:
+                            continue
+                        self._step(shown)
                         if interrupt.asked or position.step == steps:
                             break
                     else:
+                        if position.batch > self._stepped:
+                            self._step(shown)
                         self._epoch_end(held_out, shown)
                 self.interrupted = interrupt.asked
+                if position.batch and not self.interrupted and held_out is not None:
+                    shown.line(f"step {self.step}  {figures(self._validate(held_out))}")
                 self._save("last.pt")
             finally:
                 self._end()
         return self
 
-    def _batch(self, inputs: Any, target: Any, *, is_last: bool) -> None:
-        """One batch; every `accumulate`-th one, and an epoch's last, takes a step."""
+    def _batch(self, inputs: Any, target: Any) -> None:
+        """Forward and backward of one batch."""
         self._call("bpkit_batch", inputs=inputs, target=target)
         output, loss = self._forward(inputs, target)
         self._call("bpkit_after_forward", output=output, loss=loss)
         if not self._journal.note(loss):
             self._call("bpkit_nonfinite", loss=loss)
             raise explain.nonfinite(loss.item(), self.step + 1, self.epoch + 1, self.findings)
+        if not loss.requires_grad:
+            raise explain.no_gradient(self.loss)
         self.scaler.scale(loss / self.accumulate if self.accumulate > 1 else loss).backward()
-        if self.position.batch % self.accumulate and not is_last:
-            return
+        self.position.batch += 1
+        self._loss = loss
+
+    def _step(self, shown: Display) -> None:
+        """A step on what `accumulate` batches, or the last ones of an epoch, have gathered."""
         self.scaler.unscale_(self.optimizer)
         for regularizer in self.regularizers:
             regularizer.add_gradient_(self._parameters)
@@ -201,22 +219,31 @@ class Trainer:
         if self.scheduler is not None:
             self.scheduler.step()
         self.position.step += 1
+        self._stepped = self.position.batch
         if self.watcher is not None:
-            self.watcher.loss(loss)
+            self.watcher.loss(self._loss)
         self._journal.log(self.step, self.optimizer.param_groups[0]["lr"])
         self._call("bpkit_after_step")
         self.optimizer.zero_grad()
+        shown.update(self.step, self._journal.loss)
+        if self._checkpoints.overdue:
+            self._save("last.pt")
 
     def _forward(self, inputs: Any, target: Any) -> tuple[Any, Tensor]:
-        with self._precision():
+        """Output and loss; what torch warns of in the first batch comes once that has gone well."""
+        with nullcontext() if self._went_well else explain.warnings_held(), self._precision():
             try:
                 output = self.model(inputs)
             except explain.USER_ERRORS as error:
                 raise explain.forward_error(self.model, inputs, error) from error
             try:
-                return output, self.loss(output, target)
+                loss = self.loss(output, target)
             except explain.USER_ERRORS as error:
                 raise explain.loss_error(self.loss, output, target, error) from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise explain.loss_value(self.loss, loss)
+        self._went_well = True
+        return output, loss
 
     def _precision(self) -> AbstractContextManager[object]:
         """Autocast in `precision`; nothing at all in fp32, where entering it takes 10 µs."""
@@ -230,40 +257,53 @@ class Trainer:
             BpkitError: empty data, or shapes that do not fit.
         """
         batches = data if isinstance(data, Batches) else self._held_out(data, "data")
-        training = self.model.training
-        self.model.eval()
-        totals = dict.fromkeys(("loss", *self.metrics), torch.zeros((), device=self.device))
+        totals: dict[str, Any] = dict.fromkeys(("loss", *self.metrics), 0.0)
         count = 0
-        for inputs, target in batches.epoch():
-            output, loss = self._forward(inputs, target)
-            values = {"loss": loss, **{name: metric(output, target) for name, metric in self.metrics.items()}}
-            totals = {name: totals[name] + value.float() * len(target) for name, value in values.items()}
-            count += len(target)
-        self.model.train(training)
+        with _in_eval_mode(self.model):
+            for inputs, target in batches.epoch():
+                output, loss = self._forward(inputs, target)
+                size = examples(target)
+                for name, value in {"loss": loss.float(), **self._measured(output, target)}.items():
+                    totals[name] = totals[name] + value * size
+                count += size
         metrics = {name: float(total) / count for name, total in totals.items()}
         self._call("bpkit_evaluate_end", metrics=metrics)
         return metrics
 
+    def _measured(self, output: Any, target: Any) -> dict[str, Tensor | float]:
+        """The metrics of one batch."""
+        values: dict[str, Tensor | float] = {}
+        for name, metric in self.metrics.items():
+            try:
+                value = metric(output, target)
+                values[name] = value.float().reshape(()) if isinstance(value, Tensor) else float(value)
+            except explain.USER_ERRORS as error:
+                raise explain.metric_error(name, output, target, error) from error
+        return values
+
     def _begin(self, train: Any, epochs: int | None, steps: int | None, resume: bool) -> Batches:
         """Everything that can be wrong before the first step is found here, before anything is written."""
-        parts.check_length(epochs, steps)
         if not resume and self.step == 0:
             self._checkpoints.refuse_another_run()
         saved = self._checkpoints.resume(self.device) if resume else None
         if self.seed is not None:
             torch.manual_seed(self.seed)
         size, seed = self.batch_size, self.seed
+        again = (epochs or 1) > 1
         batches = Batches(
-            train, "training data", batch_size=size, shuffle=True, seed=seed, device=self.device
+            train, "training data", batch_size=size, shuffle=True, seed=seed, device=self.device, again=again
         )
         if self.scheduler is None:
             total = batches.steps(epochs, steps, self.accumulate)
             self.scheduler = parts.scheduler(self.schedule, self.optimizer, total)
+        self._held = (self.model, self.optimizer, self.scheduler, self.scaler, batches)
         if saved is not None:
-            self.position = state.restore(saved, self.model, self.optimizer, self.scheduler, self.scaler)
-            batches.seed = self.position.seed
+            self.position = state.restore(saved, *self._held)
+        self._stepped = self.position.batch
         self.position.seed = batches.seed
         self.interrupted = False
+        self.model.train()
+        self.optimizer.zero_grad()
         self._parameters = [each for each in self.model.parameters() if each.requires_grad]
         self._on = {event: self.registry.listeners(event) for event in EVENTS}
         self.writer = None if self.logdir is None else Writer(self.logdir)
@@ -274,7 +314,7 @@ class Trainer:
                 self.optimizer,
                 writer=self.writer,
                 scaler=self.scaler if self.scaler.is_enabled() else None,
-                diagnostics=self.diagnostics,
+                diagnostics=chosen(self.diagnostics, self.registry),
             )
             self.watcher.step = self.step
         return batches
@@ -290,32 +330,47 @@ class Trainer:
 
     def _epoch_end(self, held_out: Batches | None, shown: Display) -> None:
         self.position.epoch += 1
-        self.position.batch = 0
+        self.position.batch = self._stepped = 0
         values = {"loss": self._journal.loss}
         if held_out is not None:
-            found = self.evaluate(held_out)
-            values.update({f"validation {name}": value for name, value in found.items()})
-            self.history.append(found)
-            self._journal.validated(self.step, found)
-            if self.watcher is not None:
-                self.watcher.validation(found["loss"])
-            if is_better(self.monitor, found[self.monitor], self.position.best):
-                self.position.best = found[self.monitor]
-                self._save("best.pt")
+            values.update(self._validate(held_out))
         if self._checkpoints.due:
             self._save("last.pt")
         shown.line(f"epoch {self.epoch}  step {self.step}  {figures(values)}")
 
+    def _validate(self, held_out: Batches) -> dict[str, float]:
+        """Evaluate, note the figures everywhere, keep the best model; the figures by the name to show."""
+        found = self.evaluate(held_out)
+        self.history.append(found)
+        self._journal.validated(self.step, found)
+        if self.watcher is not None:
+            self.watcher.validation(found["loss"])
+        if is_better(self.monitor, found[self.monitor], self.position.best):
+            self.position.best = found[self.monitor]
+            self._save("best.pt")
+        return {f"validation {name}": value for name, value in found.items()}
+
     def _save(self, name: str) -> None:
-        held = self.position, self.model, self.optimizer, self.scheduler, self.scaler
-        path = self._checkpoints.save(name, lambda: state.capture(*held))
+        path = self._checkpoints.save(name, lambda: state.capture(self.position, *self._held))
         if path is not None:
             self._call("bpkit_checkpoint", path=path)
 
-    def _held_out(self, data: Any, name: str) -> Batches:
+    def _held_out(self, data: Any, name: str, *, again: bool = False) -> Batches:
         size = max(self.batch_size, 256)
-        return Batches(data, name, batch_size=size, shuffle=False, seed=None, device=self.device)
+        return Batches(data, name, batch_size=size, shuffle=False, seed=None, device=self.device, again=again)
 
     def _call(self, event: str, **arguments: Any) -> None:
         for listener in self._on[event]:
             listener(trainer=self, **arguments)
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode inside, each back in its own after, frozen ones included."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -412,3 +412,55 @@ def test_the_picture_shows_norms_on_a_log_scale() -> None:
 def test_bad_arguments_get_one_line(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(BpkitError, match=message):
         bpkit.watch(**{"model": network(), **arguments})
+
+
+class Growing(nn.Module):
+    """Gets a layer, loses it, and has one that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.never = nn.Linear(4, 4), nn.LazyLinear(3)
+        self.extra: nn.Module = nn.Identity()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.extra(self.body(input))
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_parameters_that_come_and_go_are_seen() -> None:
+    model, probing = Growing(), Probing()
+    optimizer = torch.optim.SGD([{"params": model.body.parameters()}], 0.1)
+    with bpkit.watch(model, optimizer, diagnostics=[probing, "vanishing", "exploding"]) as watcher:
+        for extra in (nn.Identity(), nn.Linear(4, 2), nn.Identity(), nn.Linear(4, 2)):
+            model.extra = extra
+            take(model, optimizer, torch.ones(3, 4))
+            assert close(named(probing.samples[-1], GradientNorm), true_norms(model, lambda each: each.grad))
+    assert watcher.step == len(probing.samples) == 4
+
+
+MISTAKES = {
+    "every": ({"every": 2.5}, "every must be at least 1"),
+    "budget": ({"budget": "a"}, "every must be at least 1 and budget"),
+    "diagnostics": ({"diagnostics": "vanishing"}, "diagnostics must be a list"),
+    "writer": ({"writer": 3}, "writer must be"),
+    "scaler": ({"scaler": 3}, "scaler must be"),
+    "logdir": ({"logdir": 3}, "logdir must be a path"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_an_argument_of_the_wrong_kind_is_one_line(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(BpkitError, match=message):
+        bpkit.watch(network(), **arguments)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchs_own_writer_takes_the_figures_of_many_layers(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(70)))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with SummaryWriter(str(tmp_path)) as writer, bpkit.watch(model, optimizer, writer=writer):
+        take(model, optimizer, torch.ones(3, 2))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert "bpkit/layers" in events.Tags()["tensors"]

@@ -37,6 +37,14 @@ BROKEN = {
         "import bpkit\n@bpkit.hookimpl\ndef bpkit_layer(): return []",
         "bpkit_layer is no hook; did you mean bpkit_layers?",
     ),
+    "exit in a hook": (
+        "import bpkit\n@bpkit.hookimpl\ndef bpkit_layers(): raise SystemExit(7)",
+        "bpkit_layers raised SystemExit: 7",
+    ),
+    "exit in a generator": (
+        "import bpkit\n@bpkit.hookimpl\ndef bpkit_layers(): yield exit(7)",
+        "bpkit_layers raised SystemExit: 7",
+    ),
     "no hook": ("", "implements no hook; hooks are bpkit_layers"),
 }
 
@@ -215,3 +223,19 @@ def test_built_ins_are_modules_of_bpkit_loaded_by_name() -> None:
     registry.load(Options(), [source])
     assert registry.layers.owner("Linear").name == "bpkit.layers"
     assert [each.name for each in built_in()] == list(BUILT_IN)
+
+
+def test_a_garbled_entry_points_file_is_that_plugins_fault_alone(install: Any) -> None:
+    metadata = install("a-garbled", "bad", GOOD)
+    (metadata / "entry_points.txt").write_text("[bpkit]\nno equals sign\n")
+    install("b-good", "good", GOOD)
+    bad, good = load().plugins
+    assert (bad.name, bad.status, good.status) == ("a-garbled", "broken", "ok")
+    assert "its entry_points.txt cannot be read" in bad.error
+
+
+def test_an_entry_point_that_names_no_object_is_told(install: Any) -> None:
+    metadata = install("a-odd", "bad", GOOD)
+    (metadata / "entry_points.txt").write_text("[bpkit]\nbad = not a module:::\n")
+    (bad,) = load().plugins
+    assert "neither module nor module:object" in bad.error

@@ -9,7 +9,7 @@ import torch
 from bpkit.cli import main
 from bpkit.plugins import registry
 from bpkit.train import build
-from bpkit.train.config import parse
+from bpkit.train.config import parse, source
 
 REACHED = {"digits-mlp": 0.97, "digits-cnn": 0.985, "digits-lstm": 0.97}
 
@@ -73,7 +73,10 @@ def test_the_loss_curve_is_torchs():
         (["digits-mlp", "--set", "train.epochs=ten"], "--set train.epochs=ten: train.epochs"),
         (["digits-mlp", "--set", "epochs"], "expected key=value"),
         (["digits-mlp", "--set", "data.name=mnist"], "unknown data 'mnist'"),
-        (["digits-mlp", "--set", "optimizer.lrr=1"], "lrr"),
+        (["digits-mlp", "--set", "optimizer.lrr=1"], "--set optimizer.lrr=1: unknown setting of optimizer"),
+        (["digits-mlp", "--set", "loss.name=mse"], "loss MSELoss cannot take output [64, 10]"),
+        (["digits-mlp", "--set", "train=5"], "--set train=5: train should be a table"),
+        (["digits-mlp", "--device", "meta"], "device 'meta' cannot be used here"),
         (["digits-mlp", "--device", "cuda:9"], "device 'cuda:9' cannot be used here"),
         (["digits-mlp", "--logdir", "empty.toml"], "is a file, not a directory"),
         (["digits-mlp", "--resume"], "--resume needs --logdir"),
@@ -100,6 +103,82 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, mon
     assert {
         each.name for each in tmp_path.iterdir() if not each.name.startswith(("runs", "nowhere"))
     } == before
+
+
+FILE = """summary = '''
+epochz = 3
+'''
+[model]
+layers = [
+    ["Flatten"],
+    ["Linear", 64, 10],
+]
+[optimizer]
+name = "adamw"
+lr = 0.01
+[[regularizers]]
+name = "l2"
+[[regularizers]]
+name = "l1"
+strength = 0.1
+[train]
+epochs = 1
+"""
+CHANGES = {
+    "setting": (
+        "lr = 0.01",
+        "lrr = 1",
+        "line 11: unknown setting of optimizer 'adamw' 'lrr': did you mean 'lr'?",
+    ),
+    "value of a setting": ("lr = 0.01", 'lr = "x"', "line 9: optimizer 'adamw' cannot take"),
+    "name": ('"adamw"', '"adamv"', "line 10: unknown optimizer 'adamv': did you mean 'adam'?"),
+    "second of a kind": ("strength", "strenth", "line 16: unknown setting of regularizer 'l1' 'strenth'"),
+    "name of the second": ('"l1"', '"l11"', "line 15: unknown regularizer 'l11': did you mean 'l1'?"),
+    "no name": ('name = "l1"\n', "", "line 14: 'regularizers.1.name' is missing"),
+    "layer": (
+        '"Linear"',
+        '"Lineer"',
+        "line 7: model.layers[1]: unknown layer 'Lineer': did you mean 'Linear'?",
+    ),
+    "argument": ("10]", "10, {bais = true}]", "unknown setting of Linear 'bais': did you mean 'bias'?"),
+    "no layer": ('["Linear", 64, 10]', '"ReLU"', "line 7: model.layers.1 should be a valid list"),
+    "quoted key": ("epochs = 1", '"epoch" = 1', "line 18: unknown key 'train.epoch'; did you mean 'epochs'?"),
+    "table": ("[train]", "[trian]", "line 17: unknown key 'trian'; did you mean 'train'?"),
+    "figure": (
+        "epochs = 1",
+        "epochs = 0",
+        "line 18: train.epochs should be greater than or equal to 1, not 0",
+    ),
+    "no length": ("epochs = 1", "clip = 1.0", "line 17: fit: give epochs or steps, one of them"),
+    "metric": ("epochs", 'metrics = ["accurcy"]\nepochs', "line 18: unknown metric 'accurcy'"),
+    "schedule": ("[train]", '[schedule]\nname = "cosin"\n[train]', "line 18: unknown schedule 'cosin'"),
+}
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"], ids=["lf", "crlf"])
+@pytest.mark.parametrize(("right", "wrong", "message"), CHANGES.values(), ids=CHANGES)
+def test_a_mistake_in_a_file_is_told_with_its_line(right, wrong, message, ending, tmp_path, capsys):
+    assert FILE.count(right) == 1
+    file = tmp_path / "run.toml"
+    file.write_text(FILE.replace(right, wrong), newline=ending)
+    assert main(["train", str(file), "--logdir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_length_that_is_set_takes_the_place_of_the_other():
+    assert (run_of("digits-mlp", "train.steps=3").train.epochs, run_of("digits-mlp").train.steps) == (
+        None,
+        None,
+    )
+
+
+def test_a_recipe_is_itself_though_a_directory_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits-mlp").mkdir()
+    assert source("digits-mlp", registry().recipes)[1] == "recipe digits-mlp"
 
 
 def test_train_prints_its_verdict_and_where_everything_is(tmp_path):
