@@ -78,6 +78,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Raises:
         RuntimeError: shapes or dtypes that do not go together, in torch's words.
     """
+    if input.dim() == 1 and weight.dim() == 2:  # of one row torch makes a view, which nobody could write to
+        return LinearFunction.call(input[None], weight, bias).squeeze(0)
     if weight.dim() == 1:
         return LinearFunction.call(input, weight[None], bias if bias is None else bias[None]).squeeze(-1)
     return LinearFunction.call(input, weight, bias)

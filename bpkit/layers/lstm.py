@@ -105,10 +105,14 @@ class LSTMFunction(Function):
         f, r, through_c, local = factors(z, h_before, w_hh, c_0, sizes)
 
         eta, epsilon = grad_h[:0], grad_c[:0]
+        dc = f_after = grad_c  # of the step after, once there is one
         steps = (grad_output.split(sizes), through_c.split(sizes), f.split(sizes), local.split(sizes))
-        delta_z, delta_h = [], []
+        delta_z: list[Tensor] = []
+        delta_h: list[Tensor] = []
         for grad_t, through_t, f_t, local_t in zip(*map(reversed, steps), strict=True):
             rows = grad_t.shape[0]
+            if delta_z:
+                eta, epsilon = delta_z[-1] @ w_hh, dc * f_after
             dh = grad_t + extended(eta, first(grad_h, rows))
             dr = dh if w_hr is None else dh @ w_hr
             dc = torch.addcmul(extended(epsilon, first(grad_c, rows)), dr, through_t)
@@ -119,9 +123,9 @@ class LSTMFunction(Function):
             else:
                 dz = (local_t * torch.stack((dc, dc, dc, dr), 1)).reshape(rows, -1)
             delta_z.append(dz)
+            f_after = f_t
             if need[7]:
                 delta_h.append(dh)
-            eta, epsilon = dz @ w_hh, dc * f_t
 
         dz = local.flatten(1) if write else torch.cat(delta_z[::-1])
         grad_input = dz @ w_ih if need[0] else None
@@ -130,8 +134,8 @@ class LSTMFunction(Function):
         bias = dz.sum(0) if need[5] or need[6] else None
         return (
             grad_input,
-            eta,
-            epsilon,
+            delta_z[-1] @ w_hh if need[1] else None,
+            dc * f_after if need[2] else None,
             dz.mT @ input if need[3] else None,
             dz.mT @ h_before if need[4] else None,
             bias if need[5] else None,

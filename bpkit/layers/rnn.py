@@ -93,14 +93,14 @@ class RNNFunction(Function):
         local = 1 - output * output if ctx.nonlinearity == "tanh" else (output > 0).to(output.dtype)  # φ′
 
         eta = grad_h[:0]
-        delta_z = []
+        delta_z: list[Tensor] = []
         for grad_t, local_t in zip(
             reversed(grad_output.split(sizes)), reversed(local.split(sizes)), strict=True
         ):
+            if delta_z:
+                eta = delta_z[-1] @ w_hh
             dh = grad_t + extended(eta, first(grad_h, grad_t.shape[0]))
-            dz = dh * local_t
-            delta_z.append(dz)
-            eta = dz @ w_hh
+            delta_z.append(dh * local_t)
 
         dz = torch.cat(delta_z[::-1])  #                                                   [rows, H]
         grad_input = grad_w_ih = grad_w_hh = None
@@ -113,7 +113,7 @@ class RNNFunction(Function):
         bias = dz.sum(0) if need[4] or need[5] else None
         return (
             grad_input,
-            eta if need[1] else None,
+            delta_z[-1] @ w_hh if need[1] else None,
             grad_w_ih,
             grad_w_hh,
             bias if need[4] else None,

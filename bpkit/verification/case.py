@@ -29,7 +29,8 @@ class Case:
         differentiable: positions of the values that gradients are taken for.
         parameters: positions of a module's parameters, which cost nothing to keep for backward.
         buffers: positions of a module's buffers, which a forward may change.
-        rtol: relative error allowed against the reference in float64.
+        dtype: in which the target is run: float64, or the widest that it takes.
+        rtol: relative error allowed between two runs in `dtype`.
         strict: registered, so that economy, purity and composability are promised, not only welcome.
         budget: the most bytes that a call may keep for backward, or None where nothing is declared.
     """
@@ -42,6 +43,7 @@ class Case:
     differentiable: tuple[int, ...]
     parameters: frozenset[int] = frozenset()
     buffers: frozenset[int] = frozenset()
+    dtype: torch.dtype = torch.float64
     rtol: float = 1e-12
     strict: bool = False
     budget: Callable[[], int] | None = None
@@ -57,15 +59,18 @@ class Case:
         return next((value.device.type for value in self.values if isinstance(value, Tensor)), "cpu")
 
     def fresh(self, required: Iterable[int] | None = None, dtype: torch.dtype | None = None) -> list[Any]:
-        """Copies of the values; those at `required` (default: all differentiable) are leaves of a graph."""
+        """Copies of the values, floating-point ones in `dtype` (default: the case's own).
+
+        Those at `required` (default: all differentiable) are leaves of a graph.
+        """
         wanted = set(self.differentiable if required is None else required)
 
         def copy(position: int, value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
             copied = value.detach().clone()
-            if dtype is not None and copied.is_floating_point():
-                copied = copied.to(dtype)
+            if copied.is_floating_point():
+                copied = copied.to(dtype or self.dtype)
             return copied.requires_grad_(position in wanted)
 
         return [copy(position, value) for position, value in enumerate(self.values)]
@@ -88,6 +93,12 @@ class Case:
         """Skip where there is nothing to differentiate."""
         if not self.differentiable:
             raise Skipped("no floating-point input to differentiate")
+
+    def need_float64(self) -> None:
+        """Skip what only float64 can tell where the target does not take it."""
+        if self.dtype is not torch.float64:
+            name = str(self.dtype).removeprefix("torch.")
+            raise Skipped(f"the target takes {name} and no float64, which this check needs")
 
     def advise(self, message: str) -> Exception:
         """A promise not kept: a failure for what is registered, a warning for a stranger's code."""

@@ -31,6 +31,7 @@ class Check:
             `Skipped` otherwise. Any other exception is a failure, shown with its type and text.
         subject: the class of subjects it applies to; `Case` is a function with inputs.
         every: run on every sample, or (where one call takes a second) on the first alone.
+        costly: takes seconds: run where it is named, or where everything is asked for.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Check:
     run: Callable[[Any], str | None]
     subject: type
     every: bool = True
+    costly: bool = False
 
 
 def one_line(error: BaseException) -> str:

@@ -11,7 +11,6 @@ from bpkit.verification.case import Case, Evaluation, Forward, backward, call, c
 from bpkit.verification.check import Failed
 from bpkit.verification.compare import relative_error
 
-LOW = torch.bfloat16  # what autocast lowers to
 # How much worse than the reference's own error is allowed, beside one unit in the last place.
 FACTOR = 4.0
 
@@ -28,13 +27,18 @@ def rounded(case: Case, dtype: torch.dtype) -> Case:
 
 
 def evaluation(
-    case: Case, forward: Forward, dtype: torch.dtype, *, autocast: bool = False, inside: bool = False
+    case: Case,
+    forward: Forward,
+    dtype: torch.dtype,
+    *,
+    autocast: torch.dtype | None = None,
+    inside: bool = False,
 ) -> Evaluation:
-    """One forward and backward in `dtype`, under autocast or not, the backward `inside` of it or not."""
+    """One forward and backward in `dtype`, under autocast to another or not, the backward `inside` of it or not."""
     values = case.fresh(dtype=dtype)
-    with torch.autocast(case.device, LOW, enabled=autocast):
+    with torch.autocast(case.device, autocast, enabled=autocast is not None):
         outputs = call(forward, values)
-    with torch.autocast(case.device, LOW, enabled=inside):
+    with torch.autocast(case.device, autocast, enabled=inside):
         gradients = backward(outputs, values, _same_gradients(outputs))
     return Evaluation(tuple(output.detach() for output in outputs), gradients)
 
@@ -66,4 +70,4 @@ def require_as_exact(
 def _same_gradients(outputs: Sequence[Tensor]) -> list[Tensor]:
     """The same gradients for outputs of any dtype: exact in the lowest."""
     exact = cotangents([output.detach().double() for output in outputs])
-    return [grad.to(LOW).to(output.dtype) for grad, output in zip(exact, outputs, strict=True)]
+    return [grad.to(torch.bfloat16).to(output.dtype) for grad, output in zip(exact, outputs, strict=True)]

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bpkit.verification.case import Case, Forward, backward, call
 from bpkit.verification.compare import same_bytes
+from bpkit.verification.precision import rounded
 
 
 def settled(case: Case) -> Case:
@@ -18,6 +20,7 @@ def settled(case: Case) -> Case:
     A reference that will not differentiate an input (an index, a target) excuses the target; one that
     changes an input (`inplace=True`) allows the target the same.
     """
+    case = _in_its_dtype(case)
     try:
         written = _written(case)
     except Exception:  # whatever it is, the checks run into it again and report it
@@ -30,12 +33,25 @@ def settled(case: Case) -> Case:
     return replace(copied, differentiable=tuple(i for i in case.differentiable if _accepts(copied, i)))
 
 
+def _in_its_dtype(case: Case) -> Case:
+    """`case` in float64, or in the widest dtype that the target takes: many kernels take but one."""
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        try:
+            call(case.forward, case.fresh(required=(), dtype=dtype))
+        except Exception:
+            continue
+        if dtype is torch.float64:
+            break
+        return replace(rounded(case, dtype), dtype=dtype, rtol=8 * torch.finfo(dtype).eps)
+    return case
+
+
 def _accepts(case: Case, position: int) -> bool:
     """Whether the reference gives a graph when the value at `position` alone requires a gradient."""
     if case.reference is None:
         return True
     try:
-        values = case.fresh(required=(position,))
+        values = case.fresh(required=(position,), dtype=torch.float64)
         outputs = call(case.reference, values)
         backward(outputs, values)
     except Exception:
@@ -45,12 +61,14 @@ def _accepts(case: Case, position: int) -> bool:
 
 def _written(case: Case) -> frozenset[int]:
     """Positions that a call changes by design: as the reference does, or (`mark_dirty`) by returning them."""
-    own = _written_by(case, case.forward, returned=True) if not case.strict else frozenset()
-    return own | (_written_by(case, case.reference, returned=False) if case.reference else frozenset())
+    own = _written_by(case, case.forward, case.dtype, returned=True) if not case.strict else frozenset()
+    if case.reference is None:
+        return own
+    return own | _written_by(case, case.reference, torch.float64, returned=False)
 
 
-def _written_by(case: Case, forward: Forward, *, returned: bool) -> frozenset[int]:
-    leaves = case.fresh()
+def _written_by(case: Case, forward: Forward, dtype: torch.dtype, *, returned: bool) -> frozenset[int]:
+    leaves = case.fresh(dtype=dtype)
     values = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     outputs = call(forward, values)
     return frozenset(

@@ -28,6 +28,7 @@ def verify(
     reference: Any = None,
     only: Names = None,
     exclude: Names = None,
+    full: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Try every way in which a custom backward is known to go wrong.
@@ -46,6 +47,7 @@ def verify(
             same parameters. Without it, what needs a comparison is skipped.
         only: run these checks alone: a name, a glob, or several.
         exclude: leave these out, likewise.
+        full: run the costly checks as well: `torch.compile` with generated kernels.
         progress: called with the name of each check before it runs.
 
     Returns:
@@ -55,7 +57,7 @@ def verify(
         UnknownNameError: a check or a registered name that does not exist, with the nearest that does.
         BpkitError: a target that cannot be called, or inputs for one that brings its own.
     """
-    checks = selected(only, exclude)
+    checks = selected(only, exclude, full=full)
     with _surroundings():
         return examined(target_of(target, inputs, reference), checks, progress)
 
@@ -77,15 +79,18 @@ def _surroundings() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def selected(only: Names = None, exclude: Names = None) -> list[Check]:
-    """The checks that match `only` and not `exclude`, in their order.
+def selected(only: Names = None, exclude: Names = None, *, full: bool = False) -> list[Check]:
+    """The checks that match `only` and not `exclude`, in their order; the costly ones if named, or `full`.
 
     Raises:
         UnknownNameError: a name or glob that matches no check.
     """
     wanted, unwanted = _matching(only), _matching(exclude)
     return [
-        check for check in CHECKS if (only is None or check.name in wanted) and check.name not in unwanted
+        check
+        for check in CHECKS
+        if (check.name in wanted or (only is None and (full or not check.costly)))
+        and check.name not in unwanted
     ]
 
 

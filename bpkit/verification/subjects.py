@@ -6,10 +6,12 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._library.custom_ops import CustomOpDef
 
 from bpkit.core.errors import BpkitError, unknown_name
 from bpkit.core.spec import (
@@ -22,7 +24,7 @@ from bpkit.core.spec import (
 )
 from bpkit.plugins.registry import registry
 from bpkit.verification.case import Case
-from bpkit.verification.modules import module_case, spec_cases
+from bpkit.verification.modules import constructed, module_case, spec_cases
 from bpkit.verification.penalty import penalty_case
 from bpkit.verification.probe import settled
 from bpkit.verification.structure import flatten, tensors
@@ -38,6 +40,33 @@ class OptimizerCase:
     optimizer: type[torch.optim.Optimizer]
     reference: type[torch.optim.Optimizer] | None
     settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ModuleCase:
+    """A module as an object.
+
+    Attributes:
+        make: gives a module, the same each time.
+        inputs: what it is called with.
+        reference: gives a module whose state is interchangeable with it, or None.
+        constructs: `make` runs the constructor, and does not copy a module that is there.
+    """
+
+    label: str
+    make: Callable[[], nn.Module]
+    inputs: tuple[Any, ...]
+    reference: Callable[[], nn.Module] | None
+    constructs: bool
+
+
+@dataclass(frozen=True)
+class OperatorCase:
+    """An operator of `torch.library`, and what it is called with."""
+
+    label: str
+    operator: Any
+    inputs: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -99,7 +128,8 @@ def target_of(target: Any, inputs: tuple[Any, ...], reference: Any) -> Target:
             raise BpkitError(f"verify({target.name!r}) takes no inputs or reference: a spec brings its own")
         return _spec_target(target)
     if isinstance(target, nn.Module):
-        return Target(type(target).__name__, (_module(target, inputs, reference),), {})
+        case = _module(target, inputs, reference)
+        return Target(type(target).__name__, (case, _object(target, inputs, reference)), {})
     if isinstance(target, type) and issubclass(target, nn.Module):
         raise BpkitError(f"verify takes an instance of {target.__name__}, not the class: construct it first")
     if not callable(target):
@@ -107,14 +137,34 @@ def target_of(target: Any, inputs: tuple[Any, ...], reference: Any) -> Target:
             "verify takes an autograd.Function, a callable, a module, a spec or a registered name, "
             f"not {target!r}"
         )
-    return Target(
-        getattr(target, "__name__", type(target).__name__), (_function(target, inputs, reference),), {}
-    )
+    subjects: list[Any] = [_function(target, inputs, reference)]
+    if isinstance(target, _OPERATORS):
+        subjects.append(OperatorCase("", target, inputs))
+    return Target(_name_of(target), tuple(subjects), {})
+
+
+# What `torch.library` registers, and what is found of it under `torch.ops`.
+_OPERATORS = (CustomOpDef, torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+
+
+def _name_of(target: Any) -> str:
+    name = getattr(target, "_qualname", None) or getattr(target, "__name__", None)
+    return name or type(target).__name__
 
 
 def _spec_target(spec: Spec) -> Target:
     if isinstance(spec, ModuleSpec):
-        return Target(spec.name, tuple(spec_cases(spec)), spec.not_proven)
+        objects = [
+            ModuleCase(
+                sample.label,
+                partial(constructed, spec.module, sample),
+                sample.inputs,
+                None if spec.reference is None else partial(constructed, spec.reference, sample),
+                constructs=True,
+            )
+            for sample in spec.samples()
+        ]
+        return Target(spec.name, (*spec_cases(spec), *objects), spec.not_proven)
     if isinstance(spec, RegularizerSpec):
         cases = [penalty_case(spec.regularizer(**settings), _label(settings)) for settings in spec.settings]
         return Target(spec.name, tuple(cases), {})
@@ -144,16 +194,23 @@ def _label(settings: Mapping[str, Any]) -> str:
 
 def _module(module: nn.Module, inputs: tuple[Any, ...], reference: Any) -> Case:
     """A module on inputs of the user's, both in float64; the user's own module is left alone."""
-    double = copy.deepcopy(module).double()
+    double = _double_copy(module)
     cast = tuple(_double(value) for value in inputs)
     if reference is None or isinstance(reference, nn.Module):
-        twin = None if reference is None else copy.deepcopy(reference).double()
+        twin = None if reference is None else _double_copy(reference)
         if twin is not None and twin.state_dict().keys() != double.state_dict().keys():
             raise BpkitError(
                 "the reference module has other parameters than the target: give one with the same names"
             )
         return module_case(double, twin, cast)
     raise BpkitError(f"the reference of a module is a module with the same parameters, not {reference!r}")
+
+
+def _object(module: nn.Module, inputs: tuple[Any, ...], reference: nn.Module | None) -> ModuleCase:
+    """The user's module as it is; it is copied before anything is done with it."""
+    twin = None if reference is None else partial(_double_copy, reference)
+    cast = tuple(_double(value) for value in inputs)
+    return ModuleCase("", partial(_double_copy, module), cast, twin, constructs=False)
 
 
 def _function(target: Any, inputs: tuple[Any, ...], reference: Callable[..., Any] | None) -> Case:
@@ -190,6 +247,10 @@ def _function(target: Any, inputs: tuple[Any, ...], reference: Callable[..., Any
             differentiable=tuple(chosen or floating),
         )
     )
+
+
+def _double_copy(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).double()
 
 
 def _double(value: Any) -> Any:

@@ -11,11 +11,16 @@ from bpkit.verification.compare import require_equal
 
 def run(case: Case) -> None:
     """Equal to eager."""
+    require_as_eager(case, "aot_eager", case.rtol)
+
+
+def require_as_eager(case: Case, backend: str, rtol: float) -> None:
+    """Compile the target whole for `backend`, and fail where it differs from eager."""
 
     def measure(forward: Forward) -> Evaluation:
         torch.compiler.reset()
         try:
-            compiled = torch.compile(forward, fullgraph=True, backend="aot_eager", dynamic=False)
+            compiled = torch.compile(forward, fullgraph=True, backend=backend, dynamic=False)
             return evaluate(compiled, case.fresh())
         finally:
             torch.compiler.reset()
@@ -29,7 +34,7 @@ def run(case: Case) -> None:
         if case.strict:
             raise
         raise Skipped(f"torch.compile does not take this target whole ({one_line(error)})") from error
-    require_equal(case, actual, eager, case.rtol, where="compiled, ")
+    require_equal(case, actual, eager, rtol, where="compiled, ")
 
 
 CHECK = Check(

@@ -1,46 +1,127 @@
-"""`torch.func.grad`, and it under `vmap`."""
+"""`torch.func`: gradients of a function, of each sample by itself, and whole Jacobians."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bpkit.verification.case import SEED, Case, Evaluation, Forward, both, call, cotangents, evaluate
+from bpkit.verification.case import (
+    SEED,
+    Case,
+    Evaluation,
+    Forward,
+    backward,
+    both,
+    call,
+    cotangents,
+    evaluate,
+)
 from bpkit.verification.check import Check
-from bpkit.verification.checks.vmap import REFUSALS
+from bpkit.verification.checks.vmap import BATCH, REFUSALS, stack
 from bpkit.verification.compare import require_equal
 
+# A Jacobian has a row an output element: beyond this many, its rows are no news.
+ROWS = 64
 
-def run(case: Case) -> None:
-    """Equal to what autograd gives."""
+
+def run(case: Case) -> str:
+    """`grad`, `vmap(grad)` with shared parameters, and `jacrev`, each equal to what autograd gives."""
     case.need_gradient()
-    expected = evaluate(case.forward, case.fresh())
-    probed = call(case.forward, case.fresh())
+    outputs = call(case.forward, case.fresh())
     weights = [
         grad if output.requires_grad else None
-        for grad, output in zip(cotangents(probed), probed, strict=True)
+        for grad, output in zip(cotangents(outputs), outputs, strict=True)
     ]
+    plain = evaluate(case.forward, case.fresh()).gradients
+    tried = ["grad"]
+    _require(case, lambda forward: _grad(case, forward, weights), plain, "under torch.func.grad, ")
+    data = [i for i in case.differentiable if i not in case.parameters]
+    if data:
+        batched = case.having({i: stack(case.values[i], 0) for i in data})
+        expected = _looped(case, batched, data, weights)
+        _require(
+            case, lambda forward: _per_sample(batched, forward, weights, data), expected, "under vmap(grad), "
+        )
+        tried.append("per-sample gradients")
+    if sum(output.numel() for output in outputs) <= ROWS:
+        _require(case, lambda forward: _jacrev(case, forward, weights), plain, "under torch.func.jacrev, ")
+        tried.append("jacrev")
+    return ", ".join(tried)
 
-    def measure(forward: Forward) -> Evaluation:
-        def loss(*values: Tensor) -> Tensor:
-            outputs = forward(*values)
-            return torch.stack(
-                [(out * w).sum() for out, w in zip(outputs, weights, strict=True) if w is not None]
-            ).sum()
 
+Weights = Sequence[Tensor | None]
+Gradients = dict[int, Tensor | None]
+
+
+def _require(case: Case, measure: Callable[[Forward], Gradients], expected: Gradients, where: str) -> None:
+    def seeded(forward: Forward) -> Gradients:
         torch.manual_seed(SEED)
-        gradients = torch.func.grad(loss, argnums=case.differentiable)(*case.fresh(required=()))
-        return Evaluation((), dict(zip(case.differentiable, gradients, strict=True)))
+        return measure(forward)
 
-    actual = both(case, measure, refusals=REFUSALS)
-    require_equal(
-        case, actual, Evaluation((), expected.gradients), case.rtol, where="under torch.func.grad, "
-    )
+    actual = both(case, seeded, refusals=REFUSALS)
+    require_equal(case, Evaluation((), actual), Evaluation((), expected), case.rtol, where=where)
+
+
+def _loss(forward: Forward, weights: Weights) -> Callable[..., Tensor]:
+    """The outputs that carry a gradient, weighted and summed."""
+
+    def loss(*values: Any) -> Tensor:
+        outputs = forward(*values)
+        parts = [(out * w).sum() for out, w in zip(outputs, weights, strict=True) if w is not None]
+        return torch.stack(parts).sum()
+
+    return loss
+
+
+def _grad(case: Case, forward: Forward, weights: Weights) -> Gradients:
+    gradient = torch.func.grad(_loss(forward, weights), argnums=case.differentiable)
+    return dict(zip(case.differentiable, gradient(*case.fresh(required=())), strict=True))
+
+
+def _per_sample(batched: Case, forward: Forward, weights: Weights, data: Sequence[int]) -> Gradients:
+    gradient = torch.func.grad(_loss(forward, weights), argnums=batched.differentiable)
+    dims = tuple(0 if i in data else None for i in range(len(batched.values)))
+    gradients = torch.func.vmap(gradient, in_dims=dims, randomness="same")(*batched.fresh(required=()))
+    return dict(zip(batched.differentiable, gradients, strict=True))
+
+
+def _looped(case: Case, batched: Case, data: Sequence[int], weights: Weights) -> Gradients:
+    """The gradients of one sample after another, stacked."""
+    grads = [torch.zeros(()) if weight is None else weight for weight in weights]
+    found = []
+    for k in range(BATCH):
+        one = case.having({i: batched.values[i][k] for i in data})
+        values = one.fresh()
+        found.append(backward(call(one.forward, values), values, grads))
+    return {
+        i: torch.stack([torch.zeros_like(case.values[i]) if each[i] is None else each[i] for each in found])
+        for i in case.differentiable
+    }
+
+
+def _jacrev(case: Case, forward: Forward, weights: Weights) -> Gradients:
+    """Jacobians by row, contracted with the weights."""
+
+    def outputs(*values: Any) -> tuple[Tensor, ...]:
+        return tuple(out for out, w in zip(forward(*values), weights, strict=True) if w is not None)
+
+    jacobians = torch.func.jacrev(outputs, argnums=case.differentiable)(*case.fresh(required=()))
+    kept = [weight for weight in weights if weight is not None]
+    return {
+        position: sum(
+            torch.tensordot(weight, jacobian[k], weight.dim())
+            for weight, jacobian in zip(kept, jacobians, strict=True)
+        )
+        for k, position in enumerate(case.differentiable)
+    }
 
 
 CHECK = Check(
     name="func",
-    harm="torch.func.grad, jacrev and hessian refuse this or give another gradient than backward().",
+    harm="torch.func.grad, per-sample gradients and Jacobians are refused, or differ from backward().",
     remedy="Write forward without ctx, and setup_context beside it; read tensors from ctx.saved_tensors.",
     run=run,
     subject=Case,

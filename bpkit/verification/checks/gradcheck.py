@@ -11,6 +11,7 @@ from bpkit.verification.variants import scaled
 def run(case: Case) -> None:
     """On the values given; without a reference to do so cheaply, in both tails too."""
     case.need_gradient()
+    case.need_float64()
     both(case, lambda forward: require_numeric(*function_of(case.run_as(forward))))
     if case.reference is not None:
         return

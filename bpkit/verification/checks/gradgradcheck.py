@@ -19,6 +19,7 @@ REFUSALS = ("once_differentiable", "Can't call numpy()")
 def run(case: Case) -> None:
     """The gradient, as a function of inputs and grad_output, is put through gradcheck itself."""
     case.need_gradient()
+    case.need_float64()
 
     def measure(forward: Forward) -> None:
         function, inputs = function_of(case.run_as(forward))
@@ -27,7 +28,7 @@ def run(case: Case) -> None:
         plain = torch.autograd.grad(outputs, inputs, grad_outputs, allow_unused=True)
         gradient = _gradient_of(function, len(inputs))
         _require_same(case, gradient(*inputs, *grad_outputs), [each for each in plain if each is not None])
-        _run_twice(gradient(*inputs, *grad_outputs))
+        run_twice(gradient(*inputs, *grad_outputs))
         require_numeric(gradient, (*inputs, *grad_outputs))
 
     both(case, measure, refusals=REFUSALS)
@@ -41,7 +42,7 @@ def _require_same(case: Case, graphed: Sequence[Tensor], plain: Sequence[Tensor]
             raise Failed(wrong)
 
 
-def _run_twice(gradients: tuple[Tensor, ...]) -> None:
+def run_twice(gradients: tuple[Tensor, ...]) -> None:
     """A full backward through the gradients: a `once_differentiable` raises in no other way."""
     roots = [each for each in gradients if each.requires_grad]
     if roots:

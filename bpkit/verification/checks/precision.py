@@ -2,40 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from bpkit.verification.case import Case, call
-from bpkit.verification.check import Check, Skipped, one_line
+from bpkit.verification.check import Check, Failed, Skipped, one_line
 from bpkit.verification.precision import evaluation, require_as_exact, rounded
+from bpkit.verification.twins import accepted
+from bpkit.verification.variants import resized, scaled
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# Beyond this a square overflows in float16 (65,504), and an exponential in float32.
+FAR = (300.0,)
+# Long enough for a sum in half precision to lose more than its terms did; its matrix products are slow.
+LONG, MOST = (257,), 1 << 14
 
 
 def run(case: Case) -> str | None:
     """In each dtype the error of value and gradients is at most 4x the reference's own, plus one ulp."""
-    reference = case.need_reference()
+    case.need_reference()
     refused = []
     for dtype in DTYPES:
         name = str(dtype).removeprefix("torch.")
-        exact = rounded(case, dtype)
-        try:
-            twin = evaluation(exact, reference, dtype)
-        except Exception as error:
-            refused.append(f"the reference takes no {name} ({one_line(error)})")
-            continue
-        try:
-            call(case.forward, exact.fresh(required=(), dtype=dtype))
-        except Exception as error:
-            if case.strict:
+        for where, varied in _varied(case, long=dtype.itemsize < 4):
+            try:
+                reason = _compare(varied, dtype, f"in {name}, {where}")
+            except Failed:
                 raise
-            refused.append(f"the target takes no {name} ({one_line(error)})")
-            continue
-        actual = evaluation(exact, case.forward, dtype)
-        truth = evaluation(exact, reference, torch.float64)
-        require_as_exact(case, actual, twin, truth, dtype, f"in {name}, ")
+            except Exception:  # a size or a value that nobody gave, and that the target refuses
+                if varied is case:
+                    raise
+                continue
+            if reason and varied is case:
+                refused.append(f"{reason} {name}")
+                break
     if len(refused) == len(DTYPES):
         raise Skipped("; ".join(refused))
     return "; ".join(refused) or None
+
+
+def _varied(case: Case, *, long: bool) -> Iterator[tuple[str, Case]]:
+    """The case itself, far from zero, and long."""
+    yield "", case
+    varied = list(scaled(case, FAR))
+    if long:
+        varied += [(each.where, each.case) for each in resized(case, LONG, MOST)]
+    for where, other in varied:
+        expected = accepted(other)
+        if expected is not None and expected.finite:
+            yield where, other
+
+
+def _compare(case: Case, dtype: torch.dtype, where: str) -> str | None:
+    """Fail where the target is too far from the truth; the reason where it cannot be compared."""
+    exact, reference = rounded(case, dtype), case.need_reference()
+    try:
+        twin = evaluation(exact, reference, dtype)
+    except Exception as error:
+        return f"({one_line(error)}) the reference takes no"
+    try:
+        call(case.forward, exact.fresh(required=(), dtype=dtype))
+    except Exception as error:
+        if case.strict:
+            raise
+        return f"({one_line(error)}) the target takes no"
+    actual = evaluation(exact, case.forward, dtype)
+    truth = evaluation(exact, reference, torch.float64)
+    require_as_exact(case, actual, twin, truth, dtype, where)
+    return None
 
 
 CHECK = Check(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from bpkit.verification.case import Case, Evaluation, backward, call
 from bpkit.verification.check import Check
 from bpkit.verification.compare import require_equal
@@ -15,10 +17,11 @@ def run(case: Case) -> None:
     case.need_gradient()
     values = case.fresh()
     outputs = call(case.forward, values)
+    rtol = RTOL if case.dtype is torch.float64 else case.rtol
     first = backward(outputs, values, retain=True)
     for time in ("second", "third"):
         again = backward(outputs, values, retain=True)
-        require_equal(case, Evaluation((), again), Evaluation((), first), RTOL, where=f"the {time} time, ")
+        require_equal(case, Evaluation((), again), Evaluation((), first), rtol, where=f"the {time} time, ")
 
 
 CHECK = Check(

@@ -30,7 +30,7 @@ def run(case: Case) -> str | None:
     refused = []
     tried = 0
     for axes in _in_dims(case):
-        batched = case.having({i: _stack(case.values[i], axis) for i, axis in axes.items()})
+        batched = case.having({i: stack(case.values[i], axis) for i, axis in axes.items()})
         dims = tuple(axes.get(i) for i in range(len(case.values)))
 
         def measure(
@@ -68,7 +68,7 @@ def _in_dims(case: Case) -> Iterator[dict[int, int]]:
     yield dict.fromkeys(case.differentiable, -1)
 
 
-def _stack(value: Tensor, axis: int) -> Tensor:
+def stack(value: Tensor, axis: int) -> Tensor:
     """`BATCH` tensors like `value`: multiples close to it, or an index in another order."""
     if value.is_floating_point():
         return torch.stack([value.detach() * (1 + 0.1 * i) for i in range(BATCH)], axis)
