@@ -52,7 +52,7 @@ def expectation(case: Case) -> Expectation:
 
 
 def accepted(case: Case) -> Expectation | None:
-    """The reference's run on values that nobody gave: None where it refuses them, or makes too much of them."""
+    """The reference's run on values nobody gave; None where it refuses them, or makes too much of them."""
     try:
         with torch.no_grad():
             outputs = call(case.need_reference(), case.fresh(required=(), dtype=torch.float64))

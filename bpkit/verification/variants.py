@@ -16,7 +16,7 @@ REACHES = (6.0, -6.0, 1e-3)
 
 
 def scaled(case: Case, reaches: Sequence[float] = REACHES) -> Iterator[tuple[str, Case]]:
-    """The case with its inputs scaled so that their largest is at each of `reaches`, and how a report says that."""
+    """The case with its inputs' largest element scaled to each of `reaches`, and how a report says that."""
     for far in reaches:
         values = {}
         for position in case.differentiable:
@@ -69,7 +69,7 @@ def resized(case: Case, sizes: Sequence[int] = SIZES, most: int = LARGEST) -> It
             if shapes[i][axis] == size:
                 continue
             if size < shapes[i][axis] and not any(i in data for i, _ in group):
-                continue  # torch's recurrent kernels read past a parameter that is smaller than they trust it to be
+                continue  # torch's recurrent kernels read past a parameter smaller than they trust it to be
             new = {i: list(shape) for i, shape in shapes.items()}
             for i, axis in group:
                 new[i][axis] = size
@@ -163,7 +163,7 @@ def overlapping(tensor: Tensor) -> Tensor:
 
 
 def part_of_cat(tensor: Tensor) -> Tensor:
-    """The middle third, along the last axis, of a concatenation: what `chunk` and fused projections hand out."""
+    """The middle third of a concatenation along the last axis: what `chunk` and fused projections give."""
     if tensor.dim() == 0:
         return tensor
     width = tensor.shape[-1]

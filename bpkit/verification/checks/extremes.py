@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ def _scaled_to(reach: float, value: Tensor) -> Tensor:
     return value * (reach / largest) if largest else value
 
 
-_CHANGES = {
+_CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "all zero": torch.zeros_like,
     "all tied": lambda value: value.reshape(-1)[0].expand_as(value).clone(),
     "rounded to whole numbers": torch.round,
@@ -84,15 +84,15 @@ def _require_same_holes(case: Case, expected: Expectation, special: float, where
         wrong = _holes(a, b, swallowed=True) or _holes(a, b, swallowed=False)
         if wrong and (math.isnan(special) or not wrong.endswith("nan")):
             raise Failed(f"{where}output {i} is {wrong}")
-    for i, b in expected.evaluation.gradients.items():
-        a = actual.gradients.get(i)
-        if a is None or b is None:
+    for i, theirs in expected.evaluation.gradients.items():
+        own = actual.gradients.get(i)
+        if own is None or theirs is None:
             continue
         name = f"{where}the gradient of {case.names[i]} is "
-        swallowed = _holes(a, b, swallowed=True)
+        swallowed = _holes(own, theirs, swallowed=True)
         if swallowed and math.isnan(special):
             raise Failed(name + swallowed)
-        if wrong := swallowed or _holes(a, b, swallowed=False):
+        if wrong := swallowed or _holes(own, theirs, swallowed=False):
             raise case.advise(name + wrong)
 
 

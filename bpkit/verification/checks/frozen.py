@@ -69,7 +69,7 @@ class _Flow(TorchDispatchMode):
         reads, writes = {_memory(each) for each in given}, {_memory(each) for each in made}
         if not made:  # read by Python: what follows may depend on it
             writes = {0}
-        if given and not writes <= reads or func._schema.is_mutable:
+        if (given and not writes <= reads) or func._schema.is_mutable:
             self.steps.append((func.name().split(".")[0], reads, writes))
         return result
 
@@ -91,7 +91,7 @@ def _memory(tensor: Tensor) -> int:
 
 CHECK = Check(
     name="frozen",
-    harm="Frozen layers and constant inputs, the bulk of a fine-tuning step, are paid for as if they learned.",
+    harm="Frozen layers and constant inputs, most of a fine-tuning step, are paid for as if they learned.",
     remedy="Compute each gradient inside `if ctx.needs_input_grad[i]`.",
     run=run,
     subject=Case,

@@ -19,7 +19,7 @@ from bpkit.verification.case import (
     cotangents,
     evaluate,
 )
-from bpkit.verification.check import Check
+from bpkit.verification.check import Check, Skipped
 from bpkit.verification.checks.vmap import BATCH, REFUSALS, stack
 from bpkit.verification.compare import require_equal
 
@@ -27,7 +27,7 @@ from bpkit.verification.compare import require_equal
 ROWS = 64
 
 
-def run(case: Case) -> str:
+def run(case: Case) -> str | None:
     """`grad`, `vmap(grad)` with shared parameters, and `jacrev`, each equal to what autograd gives."""
     case.need_gradient()
     outputs = call(case.forward, case.fresh())
@@ -36,20 +36,25 @@ def run(case: Case) -> str:
         for grad, output in zip(cotangents(outputs), outputs, strict=True)
     ]
     plain = evaluate(case.forward, case.fresh()).gradients
-    tried = ["grad"]
-    _require(case, lambda forward: _grad(case, forward, weights), plain, "under torch.func.grad, ")
+    transforms: dict[str, tuple[Callable[[Forward], Gradients], Gradients]] = {
+        "grad": (lambda forward: _grad(case, forward, weights), plain)
+    }
     data = [i for i in case.differentiable if i not in case.parameters]
     if data:
         batched = case.having({i: stack(case.values[i], 0) for i in data})
         expected = _looped(case, batched, data, weights)
-        _require(
-            case, lambda forward: _per_sample(batched, forward, weights, data), expected, "under vmap(grad), "
-        )
-        tried.append("per-sample gradients")
+        transforms["vmap(grad)"] = (lambda forward: _per_sample(batched, forward, weights, data), expected)
     if sum(output.numel() for output in outputs) <= ROWS:
-        _require(case, lambda forward: _jacrev(case, forward, weights), plain, "under torch.func.jacrev, ")
-        tried.append("jacrev")
-    return ", ".join(tried)
+        transforms["jacrev"] = (lambda forward: _jacrev(case, forward, weights), plain)
+    refused = {}
+    for name, (measure, gradients) in transforms.items():
+        try:
+            _require(case, measure, gradients, f"under {name}, ")
+        except Skipped as refusal:
+            refused[name] = str(refusal)
+    if len(refused) == len(transforms):
+        raise Skipped(next(iter(refused.values())))
+    return "; ".join(f"without {name}: {reason}" for name, reason in refused.items()) or None
 
 
 Weights = Sequence[Tensor | None]
@@ -97,7 +102,9 @@ def _looped(case: Case, batched: Case, data: Sequence[int], weights: Weights) ->
         values = one.fresh()
         found.append(backward(call(one.forward, values), values, grads))
     return {
-        i: torch.stack([torch.zeros_like(case.values[i]) if each[i] is None else each[i] for each in found])
+        i: torch.stack(
+            [torch.zeros_like(case.values[i]) if g is None else g for g in (each[i] for each in found)]
+        )
         for i in case.differentiable
     }
 

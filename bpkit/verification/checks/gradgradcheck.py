@@ -46,7 +46,7 @@ def run_twice(gradients: tuple[Tensor, ...]) -> None:
     """A full backward through the gradients: a `once_differentiable` raises in no other way."""
     roots = [each for each in gradients if each.requires_grad]
     if roots:
-        torch.autograd.backward(roots, cotangents(roots))
+        torch.autograd.backward(roots, cotangents(roots), retain_graph=True)
 
 
 def _gradient_of(function: Numeric, arity: int) -> Numeric:

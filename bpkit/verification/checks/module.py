@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ from bpkit.verification.subjects import ModuleCase
 
 
 def run(case: ModuleCase) -> str:
-    """deepcopy and pickle give an equal, independent module; the state loads into the twin and back."""
+    """Deepcopy and pickle give an equal, independent module; the state loads into the twin and back."""
     module = case.make()
     before = _output(module, case.inputs)
-    for name, copied in {"deepcopy": copy.deepcopy, "pickle": _through_pickle}.items():
+    ways: dict[str, Callable[[nn.Module], nn.Module]] = {"deepcopy": copy.deepcopy, "pickle": _through_pickle}
+    for name, copied in ways.items():
         try:
             other = copied(module)
         except Exception as error:
@@ -97,8 +99,8 @@ def _require_meta(case: ModuleCase, module: nn.Module) -> None:
 CHECK = Check(
     name="module",
     harm="Checkpoints, ensembles, worker processes or large models built on the meta device break with this.",
-    remedy="Register parameters and buffers in __init__, make them without a fixed device, and keep no lambda "
-    "or open resource as an attribute.",
+    remedy="Register parameters and buffers in __init__, make them on no fixed device, and keep no lambda or "
+    "open resource as an attribute.",
     run=run,
     subject=ModuleCase,
 )

@@ -19,7 +19,7 @@ def run(case: OperatorCase) -> str:
         else each
         for each in case.inputs
     )
-    results: dict[str, Any] = torch.library.opcheck(case.operator, inputs, raise_exception=False)  # type: ignore[assignment]
+    results: dict[str, Any] = torch.library.opcheck(case.operator, inputs, raise_exception=False)
     for name, result in results.items():
         if isinstance(result, Exception):
             raise Failed(f"{name}: {one_line(result)}")

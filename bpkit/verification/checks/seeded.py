@@ -77,7 +77,8 @@ def _require_distribution(case: Case, reference: Forward) -> None:
                 where = int((gap / (error + 1e-9 * size)).reshape(-1).argmax())
                 values = x.mean(0).reshape(-1)[where].item(), y.mean(0).reshape(-1)[where].item()
                 raise Failed(
-                    f"output {index} has {name} {values[0]:.4g} over {DRAWS} seeds, the reference {values[1]:.4g}"
+                    f"output {index} has {name} {values[0]:.4g} over {DRAWS} seeds, "
+                    f"the reference {values[1]:.4g}"
                 )
 
 
