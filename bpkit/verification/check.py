@@ -8,7 +8,11 @@ from typing import Any
 
 
 class Failed(Exception):  # noqa: N818 - an end, not an error
-    """The target is wrong here; the text shows the numbers side by side."""
+    """The target is wrong here; the text shows the numbers side by side, `points` are a plot of the error."""
+
+    def __init__(self, text: object, points: tuple[tuple[float, float], ...] = ()) -> None:
+        super().__init__(str(text))
+        self.points = points
 
 
 class Warned(Exception):  # noqa: N818 - an end, not an error

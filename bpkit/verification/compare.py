@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -56,6 +57,23 @@ def regions(value: Tensor) -> tuple[Tensor, ...]:
     return tuple(mask for mask in (value < -TAIL, value.abs() <= TAIL, value > TAIL) if bool(mask.any()))
 
 
+@dataclass(frozen=True)
+class Difference:
+    """How one tensor differs from another.
+
+    Attributes:
+        text: the sentence, with the two numbers side by side.
+        points: `(x, error)` of elements across the tensor, the worst among them, for a plot: x is the
+            input's value there, or else the element's number.
+    """
+
+    text: str
+    points: tuple[tuple[float, float], ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+
 def difference(
     name: str,
     actual: Tensor | None,
@@ -64,7 +82,7 @@ def difference(
     *,
     like: Tensor | None = None,
     scale: float = 0.0,
-) -> str | None:
+) -> Difference | None:
     """None where `actual` is `expected` to `rtol`, else a sentence with the two numbers side by side.
 
     None stands for zeros. `like` is a tensor by whose values the regions are told; `scale` as in
@@ -77,7 +95,7 @@ def difference(
     if actual is None:
         actual = torch.zeros_like(expected)
     if actual.shape != expected.shape:
-        return f"{name} has shape {list(actual.shape)}, not {list(expected.shape)}"
+        return Difference(f"{name} has shape {list(actual.shape)}, not {list(expected.shape)}")
     masks = regions(like) if like is not None and like.shape == expected.shape else ()
     error = relative_error(actual, expected, masks, scale)
     if error <= rtol:
@@ -87,7 +105,23 @@ def difference(
     where = [int(index) for index in torch.unravel_index(torch.tensor(flat), gap.shape)]
     got, right = actual.detach().reshape(-1)[flat].item(), expected.detach().reshape(-1)[flat].item()
     place = f" at {where}" if where else ""
-    return f"{name}{place} is {got:.10g}, not {right:.10g}: relative error {error:.1e}, allowed {rtol:.0e}"
+    text = f"{name}{place} is {got:.10g}, not {right:.10g}: relative error {error:.1e}, allowed {rtol:.0e}"
+    size = max(_max(expected.nan_to_num(0.0, 0.0, 0.0)), scale) or 1.0
+    return Difference(text, _points(gap / size, like))
+
+
+# More points of a plot would hide each other.
+POINTS = 200
+
+
+def _points(errors: Tensor, like: Tensor | None) -> tuple[tuple[float, float], ...]:
+    count = errors.numel()
+    if like is not None and like.shape == errors.shape and like.is_floating_point():
+        x = like.detach().double().reshape(-1)
+    else:
+        x = torch.arange(count, dtype=torch.float64)
+    chosen = sorted({*range(0, count, -(-count // POINTS)), int(errors.reshape(-1).argmax())})
+    return tuple((float(x[i]), float(errors.reshape(-1)[i])) for i in chosen)
 
 
 def require_equal(
@@ -119,7 +153,7 @@ def require_equal(
         scale = _max(usual.outputs[index]) if usual is not None else 0.0
         wrong = difference(name, a, b, rtol, like=like, scale=REGION_FLOOR * scale)
         if wrong:
-            raise Failed(f"{where}{wrong}{against}")
+            raise Failed(f"{where}{wrong}{against}", wrong.points)
     largest = max((_max(g) for g in expected.gradients.values() if g is not None), default=0.0)
     for position, gradient in expected.gradients.items():
         size = 0.0 if gradient is None else _max(gradient)
@@ -135,7 +169,7 @@ def require_equal(
             scale=scale,
         )
         if wrong:
-            raise Failed(f"{where}{wrong}{against}")
+            raise Failed(f"{where}{wrong}{against}", wrong.points)
 
 
 def same_bytes(a: Tensor, b: Tensor) -> bool:

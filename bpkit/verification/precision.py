@@ -34,7 +34,7 @@ def evaluation(
     autocast: torch.dtype | None = None,
     inside: bool = False,
 ) -> Evaluation:
-    """One forward and backward in `dtype`, under `autocast` to another or not, the backward `inside` it or not."""
+    """A forward and backward in `dtype`, under `autocast` if given, the backward `inside` of it or not."""
     values = case.fresh(dtype=dtype)
     with torch.autocast(case.device, autocast, enabled=autocast is not None):
         outputs = call(forward, values)

@@ -28,12 +28,16 @@ class CheckResult:
         status: `"fail"` alone makes a report not ok.
         detail: the numbers of a failure or warning, the reason of a skip, a remark on a pass.
         remedy: of a failure or warning: what it does to a user, and how to mend it.
+        points: of a failure: `(x, error)` across the tensor that is wrong, x an input's value or a number.
+        seconds: how long it took.
     """
 
     name: str
     status: Status
     detail: str = ""
     remedy: str = ""
+    points: tuple[tuple[float, float], ...] = ()
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,11 @@ class Report:
     def ok(self) -> bool:
         """Nothing failed. Warnings and skips are for reading."""
         return not self.failures
+
+    @property
+    def seconds(self) -> float:
+        """How long it took in all."""
+        return sum(result.seconds for result in self.results)
 
     @property
     def failures(self) -> tuple[CheckResult, ...]:

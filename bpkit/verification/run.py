@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -118,21 +120,23 @@ def examined(target: Target, checks: Iterable[Check], progress: Progress | None 
         if check.name in target.not_proven:
             results.append(CheckResult(check.name, "skip", target.not_proven[check.name]))
             continue
-        results.append(_result(check, subjects if check.every else subjects[:1]))
+        start = time.perf_counter()
+        result = _result(check, subjects if check.every else subjects[:1])
+        results.append(replace(result, seconds=time.perf_counter() - start))
     return Report(target.name, tuple(results))
 
 
 def _result(check: Check, subjects: list[Any]) -> CheckResult:
     """One result for all samples: the worst, on the smallest sample that shows it."""
-    ends = [(subject, *_end(check, subject)) for subject in subjects]
+    ends = [(subject, _end(check, subject)) for subject in subjects]
     for status in ("fail", "warn"):
-        shown = [(subject, detail) for subject, each, detail in ends if each == status]
+        shown = [each for each in ends if each[1].status == status]
         if shown:
-            subject, detail = min(shown, key=lambda each: getattr(each[0], "numel", 0))
+            subject, end = min(shown, key=lambda each: getattr(each[0], "numel", 0))
             sample = f"[{subject.label}] " if subject.label else ""
-            return CheckResult(check.name, status, f"{sample}{detail}", f"{check.harm} {check.remedy}")
-    passed = [detail for _, status, detail in ends if status == "pass"]
-    skipped = [detail for _, status, detail in ends if status == "skip"]
+            return replace(end, detail=f"{sample}{end.detail}", remedy=f"{check.harm} {check.remedy}")
+    passed = [end.detail for _, end in ends if end.status == "pass"]
+    skipped = [end.detail for _, end in ends if end.status == "skip"]
     if not passed:
         return CheckResult(check.name, "skip", skipped[0])
     remarks = list(dict.fromkeys(detail for detail in passed if detail))
@@ -141,11 +145,11 @@ def _result(check: Check, subjects: list[Any]) -> CheckResult:
     return CheckResult(check.name, "pass", "; ".join(remarks))
 
 
-def _end(check: Check, subject: Any) -> tuple[Status, str]:
+def _end(check: Check, subject: Any) -> CheckResult:
     """How `check` ends on `subject`: whatever it raises is an end, never a crash."""
     try:
-        return "pass", check.run(subject) or ""
+        return CheckResult(check.name, "pass", check.run(subject) or "")
     except (Failed, Warned, Skipped) as end:
-        return _ENDS[type(end)], str(end)
+        return CheckResult(check.name, _ENDS[type(end)], str(end), points=getattr(end, "points", ()))
     except Exception as error:
-        return "fail", one_line(error)
+        return CheckResult(check.name, "fail", one_line(error))

@@ -15,7 +15,7 @@ REFUSALS = ("forward mode AD", "forward AD")
 
 
 def run(case: Case) -> str:
-    """For tangents of every differentiable input: u·(J v) is the backward's (Jᵀu)·v, and J v the reference's."""
+    """For tangents of all differentiable inputs: u·(J v) is the backward's (Jᵀu)·v, J v the reference's."""
     case.need_gradient()
     try:
         actual = _tangents(case, case.forward)
@@ -76,7 +76,7 @@ def _require_adjoint(case: Case, tangents: list[Tensor | None]) -> None:
 CHECK = Check(
     name="jvp",
     harm="torch.func.jvp, jacfwd and forward-over-reverse Hessians give another derivative than backward.",
-    remedy="Derive jvp from the Jacobian that backward has; tangents come in the order of forward's arguments.",
+    remedy="Derive jvp from the Jacobian that backward has; tangents come in forward's order of arguments.",
     run=run,
     subject=Case,
 )

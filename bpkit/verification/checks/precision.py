@@ -24,10 +24,9 @@ def run(case: Case) -> str | None:
     case.need_reference()
     refused = []
     for dtype in DTYPES:
-        name = str(dtype).removeprefix("torch.")
         for where, varied in _varied(case, long=dtype.itemsize < 4):
             try:
-                reason = _compare(varied, dtype, f"in {name}, {where}")
+                reason = _compare(varied, dtype, f"in {_name(dtype)}, {where}")
             except Failed:
                 raise
             except Exception:  # a size or a value that nobody gave, and that the target refuses
@@ -35,11 +34,15 @@ def run(case: Case) -> str | None:
                     raise
                 continue
             if reason and varied is case:
-                refused.append(f"{reason} {name}")
+                refused.append(reason)
                 break
     if len(refused) == len(DTYPES):
         raise Skipped("; ".join(refused))
     return "; ".join(refused) or None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _varied(case: Case, *, long: bool) -> Iterator[tuple[str, Case]]:
@@ -60,13 +63,13 @@ def _compare(case: Case, dtype: torch.dtype, where: str) -> str | None:
     try:
         twin = evaluation(exact, reference, dtype)
     except Exception as error:
-        return f"({one_line(error)}) the reference takes no"
+        return f"the reference takes no {_name(dtype)} ({one_line(error)})"
     try:
         call(case.forward, exact.fresh(required=(), dtype=dtype))
     except Exception as error:
         if case.strict:
             raise
-        return f"({one_line(error)}) the target takes no"
+        return f"the target takes no {_name(dtype)} ({one_line(error)})"
     actual = evaluation(exact, case.forward, dtype)
     truth = evaluation(exact, reference, torch.float64)
     require_as_exact(case, actual, twin, truth, dtype, where)
