@@ -25,6 +25,7 @@ h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .5
 table { border-collapse: collapse; width: 100%; } td, th { text-align: left; vertical-align: top;
        padding: .3rem .7rem .3rem 0; border-top: 1px solid var(--line); }
 th { font-weight: 600; color: var(--soft); border-top: 0; } td.time { text-align: right; color: var(--soft); }
+td:first-child, td.time { white-space: nowrap; }
 code { font: 13px ui-monospace, monospace; } p { margin: .2rem 0; } .soft { color: var(--soft); }
 .pass { color: var(--pass); } .fail { color: var(--fail); }
 .warn { color: var(--warn); } .skip { color: var(--skip); }
