@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -41,6 +41,7 @@ def demo(logdir: Path | None) -> None:
     if logdir.exists() and (not logdir.is_dir() or any(logdir.iterdir())):
         raise BpkitError(f"--logdir {logdir} is not an empty directory; name another")
     _prove()
+    _catch()
     _deep_sigmoid(logdir)
     _remedy(logdir)
     _convolution(logdir)
@@ -65,6 +66,47 @@ def _prove() -> None:
         click.echo(f"   {name:<14} {passed:>3} checks passed  {time.monotonic() - start:4.1f} s")
         if not report.ok:
             raise BpkitError(f"{name} is not proven: {report.failures[0].name}: {report.failures[0].detail}")
+
+
+def _catch() -> None:
+    import torch
+    from torch import Tensor
+
+    import bpkit
+
+    class BlockedSoftmax(torch.autograd.Function):
+        """Softmax whose backward sums whole blocks of 16 columns, and forgets the rest."""
+
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(x: Tensor) -> Tensor:
+            return torch.softmax(x, -1)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            ctx.save_for_backward(output)
+
+        @staticmethod
+        def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+            (y,) = ctx.saved_tensors
+            columns = max(16, y.shape[-1] // 16 * 16)
+            inner = (grad_output * y)[..., :columns].sum(-1, keepdim=True)
+            gradient: Tensor = y * (grad_output - inner)
+            return gradient
+
+    _title(2, "Catch a broken one: a softmax whose backward is wrong beyond 16 columns, tried on 4 x 6")
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    passed = torch.autograd.gradcheck(BlockedSoftmax.apply, x, raise_exception=False)
+    _say(f"torch.autograd.gradcheck: {'passes it' if passed else 'fails it'}")
+    report = bpkit.verify(
+        BlockedSoftmax, x, reference=lambda x: torch.softmax(x, -1), only=["parity", "gradcheck", "sizes"]
+    )
+    for result in report.results:
+        _say(f"bpkit.verify, {result.name}: {'fails it: ' if result.status == 'fail' else 'passes it'}")
+        if result.status == "fail":
+            _say(f"   {result.detail}")
 
 
 def _network(activation: str, init: str) -> nn.Sequential:
@@ -103,7 +145,7 @@ def _train(activation: str, init: str, logdir: Path, epochs: int) -> tuple[Train
 def _deep_sigmoid(logdir: Path) -> None:
     from bpkit.diagnostics import gradient_profile
 
-    _title(2, f"Train a {DEPTH}-layer sigmoid network on 1,437 digits")
+    _title(3, f"Train a {DEPTH}-layer sigmoid network on 1,437 digits")
     trainer, accuracy = _train("Sigmoid", "default", logdir / "sigmoid", 10)
     _say(f"{trainer.step} steps; accuracy on 360 test digits {accuracy:.1%}: it does not learn. Why?\n")
     if trainer.watcher is not None and trainer.watcher.sample is not None:
@@ -111,7 +153,7 @@ def _deep_sigmoid(logdir: Path) -> None:
 
 
 def _remedy(logdir: Path) -> None:
-    _title(3, f"Take the advice: ReLU and He initialisation, {DEPTH} layers of width {WIDTH}")
+    _title(4, f"Take the advice: ReLU and He initialisation, {DEPTH} layers of width {WIDTH}")
     trainer, accuracy = _train("ReLU", "he", logdir / "relu", 30)
     _say(f"{trainer.step} steps; accuracy on 360 test digits {accuracy:.1%}")
     if trainer.watcher is not None:
@@ -123,7 +165,7 @@ def _convolution(logdir: Path) -> None:
     from bpkit.train import build
     from bpkit.train.config import parse
 
-    _title(4, "And a convolutional network, from the recipe digits-cnn")
+    _title(5, "And a convolutional network, from the recipe digits-cnn")
     run = parse(registry().recipes["digits-cnn"].toml, "digits-cnn", ["train.device=cpu"])
     training, validation, test = build.data(run)
     trainer = build.trainer(run, logdir / "cnn", progress=False)
@@ -139,7 +181,7 @@ def _plain_loop(logdir: Path) -> None:
     import bpkit
     from bpkit.data import digits
 
-    _title(5, "The same watch in a loop that knows nothing of bpkit: a plain torch.nn model")
+    _title(6, "The same watch in a loop that knows nothing of bpkit: a plain torch.nn model")
     _say("watcher = bpkit.watch(model, optimizer, logdir=logdir)")
     _say("...the loop, unchanged...")
     _say("print(watcher.summary())\n")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from bpkit.plugins.hookspecs import EVENTS
 from bpkit.plugins.registry import registry
 from bpkit.tensorboard import Writer
 from bpkit.train import explain, parts, state
-from bpkit.train.batches import Batches, examples
+from bpkit.train.batches import Batches
 from bpkit.train.checkpoint import Checkpoints
+from bpkit.train.evaluation import evaluate
 from bpkit.train.journal import Journal
 from bpkit.train.metrics import is_better
 from bpkit.train.progress import Display, display, figures
@@ -249,7 +250,6 @@ class Trainer:
         """Autocast in `precision`; nothing at all in fp32, where entering it takes 10 µs."""
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
 
-    @torch.no_grad()
     def evaluate(self, data: Any) -> dict[str, float]:
         """Loss and metrics over `data`, means over its examples; the model's mode is put back.
 
@@ -257,29 +257,9 @@ class Trainer:
             BpkitError: empty data, or shapes that do not fit.
         """
         batches = data if isinstance(data, Batches) else self._held_out(data, "data")
-        totals: dict[str, Any] = dict.fromkeys(("loss", *self.metrics), 0.0)
-        count = 0
-        with _in_eval_mode(self.model):
-            for inputs, target in batches.epoch():
-                output, loss = self._forward(inputs, target)
-                size = examples(target)
-                for name, value in {"loss": loss.float(), **self._measured(output, target)}.items():
-                    totals[name] = totals[name] + value * size
-                count += size
-        metrics = {name: float(total) / count for name, total in totals.items()}
+        metrics = evaluate(self.model, self._forward, self.metrics, batches)
         self._call("bpkit_evaluate_end", metrics=metrics)
         return metrics
-
-    def _measured(self, output: Any, target: Any) -> dict[str, Tensor | float]:
-        """The metrics of one batch."""
-        values: dict[str, Tensor | float] = {}
-        for name, metric in self.metrics.items():
-            try:
-                value = metric(output, target)
-                values[name] = value.float().reshape(()) if isinstance(value, Tensor) else float(value)
-            except explain.USER_ERRORS as error:
-                raise explain.metric_error(name, output, target, error) from error
-        return values
 
     def _begin(self, train: Any, epochs: int | None, steps: int | None, resume: bool) -> Batches:
         """Everything that can be wrong before the first step is found here, before anything is written."""
@@ -362,15 +342,3 @@ class Trainer:
     def _call(self, event: str, **arguments: Any) -> None:
         for listener in self._on[event]:
             listener(trainer=self, **arguments)
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode inside, each back in its own after, frozen ones included."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
