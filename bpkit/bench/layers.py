@@ -105,8 +105,8 @@ def _recurrent(n: int) -> tuple[int, int]:
 
 
 # What an elementwise layer is measured on serves every layer that is not named here.
-_DEFAULT = Case(_matrix)
-_CASES: dict[str, Case] = {
+DEFAULT = Case(_matrix)
+CASES: dict[str, Case] = {
     "Linear": Case(_matrix, lambda n: (_width(n), _width(n))),
     "Conv2d": Case(_images, lambda n: (32, 32, 3, 1, 1)),
     "MaxPool2d": Case(_images, lambda n: (2,)),
@@ -137,7 +137,7 @@ def measure(
     for spec in specs:
         for n in sizes:
             if spec.reference is not None:
-                yield _row(spec, spec.reference, _CASES.get(spec.name, _DEFAULT), n, saved, seconds)
+                yield _row(spec, spec.reference, CASES.get(spec.name, DEFAULT), n, saved, seconds)
 
 
 def _row(

@@ -92,6 +92,7 @@ def _caller(cls: type[Function]) -> Callable[..., Any]:
     """`cls.call`: a closure, because Dynamo reads no attributes off a Function class."""
     arity, defaults = cls.forward.__code__.co_argcount, cls.forward.__defaults__
     policies = dict(cls.autocast)
+    run = super(_TorchFunction, cls).apply  # type: ignore[misc]
 
     def call(*args: Any) -> Any:
         """Run the Function on `args` (forward's, by position), under autocast's rules."""
@@ -103,7 +104,9 @@ def _caller(cls: type[Function]) -> Callable[..., Any]:
                 args = _cast(args, policies.get(device), device)
                 with torch.autocast(device, enabled=False):
                     return cls.apply(*args)
-        return cls.apply(*args)
+        if torch.compiler.is_compiling() or _are_functorch_transforms_active():
+            return cls.apply(*args)
+        return run(*unwrap_dead_wrappers(args))  # without a second look at what was seen above
 
     return own_code(call)
 

@@ -36,35 +36,27 @@ from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
 
 
 @formula
-def _sums(grad_output: Tensor, input: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """∂L/∂b and ∂L/∂w, [c] each."""
-    dims = _reduced(input)
-    grad_output = widen(grad_output)
-    centred = (widen(input) - _channels(mean, input)) * grad_output
-    return grad_output.sum(dims), centred.sum(dims) * rstd
-
-
-@formula
-def _training_gradient(
+def _training_gradients(
     grad_output: Tensor,
     input: Tensor,
     mean: Tensor,
     rstd: Tensor,
     weight: Tensor | None,
-    sum_grad: Tensor,
-    sum_grad_normalized: Tensor,
-) -> Tensor:
-    count = input.numel() // input.shape[1]
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, ...]:
+    """∂L/∂x, ∂L/∂w and ∂L/∂b, the last two [c], as far as they are needed (the first needs both sums)."""
+    dims, count = _reduced(input), input.numel() // input.shape[1]
+    delta = widen(grad_output)
+    centred = widen(input) - _channels(mean, input)  #                             z / r
+    sum_grad = delta.sum(dims) if needs[0] or needs[2] else None
+    sum_grad_normalized = (delta * centred).sum(dims) * rstd if needs[0] or needs[1] else None
+    if sum_grad is None or sum_grad_normalized is None or not needs[0]:
+        return None, sum_grad_normalized, sum_grad
     scale = rstd if weight is None else rstd * widen(weight)
-    # ∂L/∂x = scale δ - slope x - shift: three numbers a channel, one pass over x and δ.
-    slope = scale * rstd * sum_grad_normalized / count
-    shift = scale * sum_grad / count - slope * mean
-    gradient = (
-        _channels(scale, input) * widen(grad_output)
-        - _channels(slope, input) * widen(input)
-        - _channels(shift, input)
-    )
-    return gradient.to(input.dtype)
+    slope = sum_grad_normalized * rstd / count  #                                  of z, in x - μ
+    drift = torch.addcmul(_channels(sum_grad / count, input), centred, _channels(slope, input))
+    gradient = (delta - drift) * _channels(scale, input)
+    return gradient.to(input.dtype), sum_grad_normalized, sum_grad
 
 
 def _reduced(input: Tensor) -> list[int]:
@@ -130,6 +122,7 @@ class BatchNormFunction(Function):
         if grad_output is None:
             return (None,) * 7
         input, mean, rstd, weight = ctx.saved_tensors
+        need = ctx.needs_input_grad
         grad_input: Any = None
         sum_grad: Any = None
         sum_grad_normalized: Any = None
@@ -139,14 +132,12 @@ class BatchNormFunction(Function):
         elif rstd is not None:
             mean, rstd = None if mean is None else widen(mean), widen(rstd)
         if input is not None:
-            sum_grad, sum_grad_normalized = _sums(grad_output, input, mean, rstd)
+            grad_input, sum_grad_normalized, sum_grad = _training_gradients(
+                grad_output, input, mean, rstd, weight, (ctx.training and need[0], *need[1:3])
+            )
         elif ctx.needs_input_grad[2]:
             sum_grad = widen(grad_output).sum(_reduced(grad_output))
-        if ctx.needs_input_grad[0] and ctx.training:
-            grad_input = _training_gradient(
-                grad_output, input, mean, rstd, weight, sum_grad, sum_grad_normalized
-            )
-        elif ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and not ctx.training:
             scale = rstd if weight is None else rstd * widen(weight)
             grad_input = (widen(grad_output) * _channels(scale, grad_output)).to(grad_output.dtype)
         if grad_input is not None:
@@ -197,8 +188,8 @@ def batch_norm(
             # A generated vmap rule maps every output, also for a weight alone; these depend on x only.
             variance, mean = torch.var_mean(widen(input.detach()), _reduced(input))
         with torch.no_grad():
-            running_mean.copy_(running_mean * (1 - momentum) + mean * momentum)
-            running_var.copy_(running_var * (1 - momentum) + variance * momentum)
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_(variance.to(running_var.dtype), momentum)
     return output
 
 

@@ -30,20 +30,39 @@ from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
 
 
 @formula
-def _input_gradient(
-    grad_output: Tensor, input: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, dims: list[int]
-) -> Tensor:
-    scaled = widen(grad_output) if weight is None else widen(grad_output) * widen(weight)  # γ
-    normalized = (widen(input) - mean) * rstd  # z
-    inner = (scaled * normalized).mean(dims, keepdim=True)
-    return (rstd * (scaled - scaled.mean(dims, keepdim=True) - normalized * inner)).to(input.dtype)
+def _gradients(
+    grad_output: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias_dtype: torch.dtype | None,
+    needs: tuple[bool, bool, bool],
+    axes: int,
+) -> tuple[Tensor | None, ...]:
+    """All three in one formula: z and δ z serve the input and the weight (64 x 128: 4 kernels fewer)."""
+    dims, leading = _axes(grad_output, axes)
+    grad_input = grad_weight = grad_bias = None
+    delta = widen(grad_output)
+    normalized = (widen(input) - mean) * rstd  #                                   z
+    product = delta * normalized  #                                                δ z
+    if needs[0]:
+        scaled, inner = delta, product  #                                          γ, γ z
+        if weight is not None:
+            scaled, inner = delta * widen(weight), product * widen(weight)
+        means = scaled.mean(dims, keepdim=True), inner.mean(dims, keepdim=True)
+        grad_input = ((scaled - torch.addcmul(means[0], normalized, means[1])) * rstd).to(input.dtype)
+    if needs[1] and weight is not None:
+        grad_weight = _sum(product, leading).to(weight.dtype)
+    if needs[2]:
+        grad_bias = _sum(delta, leading).to(bias_dtype)
+    return grad_input, grad_weight, grad_bias
 
 
-@formula
-def _weight_gradient(
-    grad_output: Tensor, input: Tensor, mean: Tensor, rstd: Tensor, leading: list[int]
-) -> Tensor:
-    return _sum(widen(grad_output) * ((widen(input) - mean) * rstd), leading)
+def _axes(grad_output: Tensor, normalized: int) -> tuple[list[int], list[int]]:
+    """The axes that are normalised over, and those before them."""
+    axes = list(range(grad_output.dim()))
+    return axes[-normalized:], axes[:-normalized]
 
 
 def _sum(tensor: Tensor, dims: list[int]) -> Tensor:
@@ -80,20 +99,19 @@ class LayerNormFunction(Function):
         if grad_output is None:
             return None, None, None, None, None
         input, mean, rstd, weight = ctx.saved_tensors
-        axes = list(range(grad_output.dim()))
-        dims, leading = axes[-ctx.axes :], axes[: -ctx.axes]
-        grad_input = grad_weight = grad_bias = None
-        if input is not None and torch.is_grad_enabled():
+        if input is None:  # the bias alone wants a gradient
+            leading = _axes(grad_output, ctx.axes)[1]
+            return None, None, None, _sum(widen(grad_output), leading).to(ctx.bias_dtype), None
+        if torch.is_grad_enabled():
+            dims = _axes(grad_output, ctx.axes)[0]
             variance, mean = torch.var_mean(widen(input), dims, correction=0, keepdim=True)
             rstd = (variance + ctx.eps).rsqrt()
-        elif input is not None:
+        else:
             mean, rstd = widen(mean), widen(rstd)
-        if ctx.needs_input_grad[0]:
-            grad_input = _input_gradient(grad_output, input, mean, rstd, weight, dims)
-        if ctx.needs_input_grad[2]:
-            grad_weight = _weight_gradient(grad_output, input, mean, rstd, leading).to(weight.dtype)
-        if ctx.needs_input_grad[3]:
-            grad_bias = _sum(widen(grad_output), leading).to(ctx.bias_dtype)
+        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:4])
+        grad_input, grad_weight, grad_bias = _gradients(
+            grad_output, input, mean, rstd, weight, ctx.bias_dtype, needs, ctx.axes
+        )
         return grad_input, None, grad_weight, grad_bias, None
 
 

@@ -31,7 +31,7 @@ from bpkit.core.fuse import formula
 from bpkit.core.module import Handwritten
 from bpkit.core.precision import in_float32
 from bpkit.core.spec import LossSpec, Sample, nbytes, randn
-from bpkit.losses.reduction import MEAN, code, refuse_gradient
+from bpkit.losses.reduction import code, refuse_gradient, share
 
 SMALLEST = 9.999999960041972e-13  # torch's 1e-12 is a C float, for double precision as well
 
@@ -39,9 +39,10 @@ SMALLEST = 9.999999960041972e-13  # torch's 1e-12 is a C float, for double preci
 @formula
 @in_float32
 def _probability_gradient(
-    grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, scale: float
+    grad_output: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, reduction: int
 ) -> Tensor:
-    gradient = (input - target) / ((1 - input) * input).clamp(min=SMALLEST) * (grad_output * scale)
+    slope = (input - target) / ((1 - input) * input).clamp(min=SMALLEST)
+    gradient = slope * share(grad_output, input, reduction)
     return gradient if weight is None else gradient * weight
 
 
@@ -53,13 +54,13 @@ def _logit_gradient(
     target: Tensor,
     weight: Tensor | None,
     positive: Tensor | None,
-    scale: float,
+    reduction: int,
 ) -> Tensor:
     if positive is None:
-        gradient = (torch.sigmoid(input) - target) * (grad_output * scale)
+        gradient = (torch.sigmoid(input) - target) * share(grad_output, input, reduction)
     else:
         cost = 1 + (positive - 1) * target
-        gradient = (1 - target - cost * torch.sigmoid(-input)) * (grad_output * scale)
+        gradient = (1 - target - cost * torch.sigmoid(-input)) * share(grad_output, input, reduction)
     return gradient if weight is None else gradient * weight
 
 
@@ -74,8 +75,7 @@ class BCEFunction(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, target, weight, reduction = inputs
-        ctx.scale = 1 / max(1, input.numel()) if reduction == MEAN else 1.0
+        input, target, weight, ctx.reduction = inputs
         ctx.save_for_backward(input, target, weight)
 
     @staticmethod
@@ -83,10 +83,10 @@ class BCEFunction(Function):
         input, target, weight = ctx.saved_tensors
         grad_input = grad_target = None
         if ctx.needs_input_grad[0]:
-            grad_input = _probability_gradient(grad_output, input, target, weight, ctx.scale)
+            grad_input = _probability_gradient(grad_output, input, target, weight, ctx.reduction)
         if ctx.needs_input_grad[1]:
             odds = torch.log1p(-input) - torch.log(input)
-            grad_target = odds * (grad_output * ctx.scale)
+            grad_target = odds * share(grad_output, input, ctx.reduction)
             grad_target = grad_target if weight is None else grad_target * weight
         return grad_input, grad_target, None, None
 
@@ -104,8 +104,7 @@ class BCEWithLogitsFunction(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, target, weight, positive, reduction = inputs
-        ctx.scale = 1 / max(1, input.numel()) if reduction == MEAN else 1.0
+        input, target, weight, positive, ctx.reduction = inputs
         ctx.save_for_backward(input, target, weight, positive)
 
     @staticmethod
@@ -113,10 +112,10 @@ class BCEWithLogitsFunction(Function):
         input, target, weight, positive = ctx.saved_tensors
         grad_input = grad_target = None
         if ctx.needs_input_grad[0]:
-            grad_input = _logit_gradient(grad_output, input, target, weight, positive, ctx.scale)
+            grad_input = _logit_gradient(grad_output, input, target, weight, positive, ctx.reduction)
         if ctx.needs_input_grad[1]:
             slope = -input if positive is None else (positive - 1) * F.softplus(-input) - input
-            grad_target = slope * (grad_output * ctx.scale)
+            grad_target = slope * share(grad_output, input, ctx.reduction)
             grad_target = grad_target if weight is None else grad_target * weight
         return grad_input, grad_target, None, None, None
 

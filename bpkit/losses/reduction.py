@@ -15,6 +15,11 @@ def code(reduction: str, size_average: bool | None, reduce: bool | None) -> int:
     return _reduction.get_enum(reduction)
 
 
+def share(grad_output: Tensor, input: Tensor, reduction: int) -> Tensor:
+    """δ / m, of each term. From the sizes, which a compiled formula leaves open, and not from a number."""
+    return grad_output / max(1, input.numel()) if reduction == MEAN else grad_output
+
+
 def refuse_gradient(function: str, argument: str, tensor: Tensor | None) -> None:
     """Raise torch's error for a weight that asks for a gradient which no loss gives it."""
     if tensor is not None and tensor.requires_grad:

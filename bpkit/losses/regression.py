@@ -24,19 +24,19 @@ from bpkit.core.fuse import formula
 from bpkit.core.module import Handwritten
 from bpkit.core.precision import in_float32
 from bpkit.core.spec import LossSpec, Sample, nbytes, randn
-from bpkit.losses.reduction import MEAN, NONE, code
+from bpkit.losses.reduction import MEAN, NONE, code, share
 
 
 @formula
 @in_float32
-def _squared_gradient(grad_output: Tensor, input: Tensor, target: Tensor, scale: float) -> Tensor:
-    return (input - target) * (grad_output * scale)
+def _squared_gradient(grad_output: Tensor, input: Tensor, target: Tensor, reduction: int) -> Tensor:
+    return (input - target) * (2 * share(grad_output, input, reduction))
 
 
 @formula
 @in_float32
-def _absolute_gradient(grad_output: Tensor, input: Tensor, target: Tensor, scale: float) -> Tensor:
-    return (input - target).sgn() * (grad_output * scale)  # sgn: complex numbers, too
+def _absolute_gradient(grad_output: Tensor, input: Tensor, target: Tensor, reduction: int) -> Tensor:
+    return (input - target).sgn() * share(grad_output, input, reduction)  # sgn: complex numbers, too
 
 
 class MSEFunction(Function):
@@ -50,13 +50,12 @@ class MSEFunction(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, target, reduction = inputs
-        ctx.count = input.numel() if reduction == MEAN else 1
+        input, target, ctx.reduction = inputs
         ctx.save_for_backward(input, target)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        return _both(ctx, _squared_gradient, grad_output, 2.0)
+        return _both(ctx, _squared_gradient, grad_output)
 
 
 class L1Function(MSEFunction):
@@ -68,15 +67,13 @@ class L1Function(MSEFunction):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        return _both(ctx, _absolute_gradient, grad_output, 1.0)
+        return _both(ctx, _absolute_gradient, grad_output)
 
 
-def _both(
-    ctx: Any, gradient: Callable[..., Tensor], grad_output: Tensor, factor: float
-) -> tuple[Tensor | None, ...]:
+def _both(ctx: Any, gradient: Callable[..., Tensor], grad_output: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients of input and target, which differ in sign."""
     input, target = ctx.saved_tensors
-    grad_input = gradient(grad_output, input, target, factor / max(1, ctx.count))
+    grad_input = gradient(grad_output, input, target, ctx.reduction)
     return (
         grad_input.to(input.dtype) if ctx.needs_input_grad[0] else None,
         -grad_input.to(target.dtype) if ctx.needs_input_grad[1] else None,
