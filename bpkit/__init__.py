@@ -12,7 +12,30 @@ Names load on first use; importing bpkit imports no torch, loads no plugin and s
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the names below, for a type checker: a plugin's author is told of a wrong field
+    from bpkit import data as data, functional as functional, nn as nn, optim as optim, plugins as plugins
+    from bpkit.core.errors import BpkitError as BpkitError
+    from bpkit.core.function import Function as Function
+    from bpkit.core.fuse import fuse as fuse
+    from bpkit.core.module import Handwritten as Handwritten
+    from bpkit.core.spec import (
+        DiagnosticSpec as DiagnosticSpec,
+        LayerSpec as LayerSpec,
+        LossSpec as LossSpec,
+        OptimizerSpec as OptimizerSpec,
+        RecipeSpec as RecipeSpec,
+        RegularizerSpec as RegularizerSpec,
+        RuleSpec as RuleSpec,
+        Sample as Sample,
+    )
+    from bpkit.diagnostics.finding import Finding as Finding
+    from bpkit.diagnostics.watch import watch as watch
+    from bpkit.plugins.hookspecs import hookimpl as hookimpl
+    from bpkit.swap import convert as convert, converted as converted, revert as revert
+    from bpkit.train import Trainer as Trainer
+    from bpkit.verification import verify as verify
 
 __version__ = "0.1.0"
 
@@ -20,6 +43,7 @@ _HOME = {
     "BpkitError": "bpkit.core.errors",
     "Function": "bpkit.core.function",
     "fuse": "bpkit.core.fuse",
+    "Handwritten": "bpkit.core.module",
     "Sample": "bpkit.core.spec",
     "LayerSpec": "bpkit.core.spec",
     "LossSpec": "bpkit.core.spec",

@@ -1,4 +1,4 @@
-"""The command line: `bpkit demo`, `train`, `verify`, `plugins`, `bench`.
+"""The command line: `bpkit demo`, `train`, `verify`, `plugins`, `new-plugin`, `bench`.
 
 A subcommand is imported when it is called, so that `bpkit --help` needs no torch. A user's mistake is
 one line on stderr and exit code 2, without a traceback; any other exception is a bug, and keeps its own.
@@ -22,12 +22,13 @@ COMMANDS = {
     "train": "Train a recipe, by its name or from a TOML file.",
     "verify": "Prove every backward that is registered, or those named.",
     "plugins": "List the plugins, what they provide, and what is wrong with them.",
+    "new-plugin": "Write a plugin of your own: a distribution that installs and passes its tests.",
     "bench": "Measure layers and the Trainer against torch's own.",
 }
 
 
 class Lazy(click.Group):
-    """A group whose commands are `bpkit.commands.NAME:NAME`, imported when called."""
+    """A group of commands `bpkit.commands.NAME:NAME` (hyphens are underscores), imported when called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -35,7 +36,8 @@ class Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         if cmd_name not in COMMANDS:
             raise unknown_name("command", cmd_name, COMMANDS)
-        command: click.Command = getattr(importlib.import_module(f"bpkit.commands.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(importlib.import_module(f"bpkit.commands.{name}"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -50,7 +52,7 @@ class Lazy(click.Group):
     "plugins",
     multiple=True,
     metavar="[no:]NAME",
-    help="Load plugin NAME (an entry point or a module), or fail; no:NAME leaves it out. Repeatable.",
+    help="Load plugin NAME (an entry point, a module, file.py), or fail; no:NAME leaves it out. Repeatable.",
 )
 @click.option("--trace-hooks", is_flag=True, help="Print each hook call to stderr, with its plugin and time.")
 @click.pass_context
@@ -62,7 +64,7 @@ def bpkit(ctx: click.Context, plugins: tuple[str, ...], trace_hooks: bool) -> No
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
         return
-    _hand_down("BPKIT_ASK", [each for each in plugins if not each.startswith("no:")])
+    _hand_down("BPKIT_ASK", [_asked(each) for each in plugins if not each.startswith("no:")])
     _hand_down("BPKIT_BLOCK", [each.removeprefix("no:") for each in plugins if each.startswith("no:")])
     if trace_hooks:
         os.environ["BPKIT_TRACE"] = "1"
@@ -70,6 +72,18 @@ def bpkit(ctx: click.Context, plugins: tuple[str, ...], trace_hooks: bool) -> No
         from bpkit.plugins import registry
 
         registry()  # says at once when a plugin that was named is unknown or broken
+
+
+def _asked(name: str) -> str:
+    """A file by its path from the root, which holds in any directory; any other name as it is."""
+    from bpkit.plugins import files
+
+    if not files.is_path(name):
+        return name
+    path = files.absolute(name)
+    if "," in path:
+        raise BpkitError(f"-p {path}: a plugin's path can have no comma, which BPKIT_ASK puts between two")
+    return path
 
 
 def _hand_down(variable: str, names: list[str]) -> None:

@@ -23,6 +23,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from bpkit.core.errors import BpkitError
 from bpkit.core.module import Handwritten
+from bpkit.core.spec import RuleSpec
 from bpkit.plugins.registry import registry
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -73,22 +74,33 @@ def convert(
         The same object.
 
     Raises:
-        BpkitError: a pattern that matches no module, an unknown rule.
+        BpkitError: a pattern that matches no module, an unknown rule, a model that the rule refuses.
     """
-    classes = {**twins(), **(registry().rules[rule].modules if rule is not None else {})}
+    spec = None if rule is None else registry().rules[rule]
+    classes = twins() if spec is None else _under(spec)
     names = dict(model.named_modules())
     wanted = None if only is None else _selected(names, only, "only")
     unwanted = set() if exclude is None else _selected(names, exclude, "exclude")
+    before: list[tuple[nn.Module, type[nn.Module]]] = []
     for path, module in names.items():
         if path in unwanted or (wanted is not None and path not in wanted):
             continue
         swapped = _swapped(module, classes)
         if swapped is not None:
+            before.append((module, type(module)))
             module.__class__ = swapped
+            module.__dict__.pop("rule", None)  # another rule's
         if isinstance(module, Handwritten):
             module.__dict__.pop("fused", None)
             if fuse:
                 module.fused = True
+    if spec is not None and spec.prepare is not None:
+        try:
+            spec.prepare(model)
+        except BaseException:
+            for module, cls in before:
+                module.__class__ = cls
+            raise
     return model
 
 
@@ -102,6 +114,7 @@ def revert(model: Model) -> Model:
         if swapped is not None:
             module.__class__ = swapped
             module.__dict__.pop("fused", None)
+            module.__dict__.pop("rule", None)
     return model
 
 
@@ -122,6 +135,17 @@ def twins() -> dict[type[nn.Module], type[nn.Module]]:
     """By torch class, the registered hand-written class that stands in for it."""
     specs = [*registry().layers, *registry().losses]
     return {spec.reference: spec.module for spec in specs if spec.reference is not None}
+
+
+def _under(spec: RuleSpec) -> dict[type[nn.Module], type[nn.Module]]:
+    """`twins`, and the classes of a rule in place of torch's, of those twins, and of another rule's."""
+    classes = twins()
+    given = {classes[reference]: module for reference, module in spec.modules.items() if reference in classes}
+    for other in registry().rules:
+        for reference, module in other.modules.items():
+            if reference in spec.modules and module is not spec.modules[reference]:
+                given[module] = spec.modules[reference]
+    return {**classes, **given, **spec.modules}
 
 
 def _swapped(module: nn.Module, classes: Classes) -> type[nn.Module] | None:

@@ -65,12 +65,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_is_there_and_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([name, "--help"]) == 0
     assert f"Usage: bpkit {name}" in capsys.readouterr().out
-    assert isinstance(getattr(importlib.import_module(f"bpkit.commands.{name}"), name), click.Command)
+    module = name.replace("-", "_")
+    assert isinstance(getattr(importlib.import_module(f"bpkit.commands.{module}"), module), click.Command)
 
 
 MISTAKES = {
     "command": (["plugin"], "unknown command 'plugin': did you mean 'plugins'?"),
-    "nothing like it": (["xyz"], "unknown command 'xyz': there are: bench, demo, plugins, train, verify"),
+    "nothing like it": (["xyz"], "unknown command 'xyz': there are: bench, demo, new-plugin, plugins, train, verify"),
     "option": (["plugins", "--jsn"], "No such option '--jsn'. Did you mean '--json'?"),
     "global option": (["--trace-hook"], "No such option '--trace-hook'. Did you mean '--trace-hooks'?"),
     "argument": (["plugins", "extra"], "Got unexpected extra argument (extra)"),

@@ -15,11 +15,18 @@ STYLES = {"ok": "green", "blocked": "yellow", "broken": "bold red"}
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-def plugins(as_json: bool) -> None:
+@click.option("--hooks", is_flag=True, help="Print the guide for authors instead: every hook, every spec.")
+def plugins(as_json: bool, hooks: bool) -> None:
     """List the plugins, what they provide, and what is wrong with them.
 
-    A broken plugin is reported here and left out elsewhere; `bpkit -p NAME` makes it an error.
+    A broken plugin is reported here and left out elsewhere; `bpkit -p NAME` makes it an error. To write
+    one, `bpkit new-plugin NAME`; what it can do, `bpkit plugins --hooks`.
     """
+    if hooks:
+        from bpkit.plugins.guide import guide
+
+        click.echo(guide(), nl=False)
+        return
     found = registry().plugins
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(info) for info in found], indent=2))

@@ -20,9 +20,11 @@ class Handwritten:
 
     Attributes:
         fused: run this module's formulas compiled where that is quicker (`convert(fuse=True)`).
+        rule: what a learning rule keeps with this module (`RuleSpec.prepare`); `revert` takes it away.
     """
 
     fused: bool = False
+    rule: Any = None
     forward: Callable[..., Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

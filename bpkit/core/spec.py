@@ -21,8 +21,15 @@ SavedBytes = Callable[[nn.Module, tuple[Any, ...], Any], int]
 class Sample:
     """One case to prove a module on: how it is built, and what it is called with.
 
-    Floating-point tensors are float64 and come from a seeded generator; the checks cast, transpose
-    and expand copies of them, and never change the originals.
+    Floating-point tensors are float64 and come from a seeded generator (`randn`); the checks cast,
+    transpose and expand copies of them, and never change the originals.
+
+    Attributes:
+        inputs: what the module is called with, tensors or not.
+        args: arguments of its constructor, by position.
+        kwargs: arguments of its constructor, by name.
+        train: in training mode, or in evaluation mode.
+        label: what reports call this case.
     """
 
     inputs: tuple[Any, ...]
@@ -34,7 +41,13 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What every spec has: a unique `name`, further names it answers to, and a line about it."""
+    """What every spec has.
+
+    Attributes:
+        name: unique among the specs of its kind, whoever brought them.
+        summary: a line about it.
+        aliases: further names that it answers to, as unique.
+    """
 
     name: str
     summary: str = ""
@@ -136,7 +149,11 @@ class DiagnosticSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeSpec(Spec):
-    """A run as data: `toml` is the text of a file that `bpkit train` accepts."""
+    """A run as data.
+
+    Attributes:
+        toml: the text of a file that `bpkit train` accepts.
+    """
 
     toml: str
 
@@ -146,12 +163,22 @@ class RuleSpec(Spec):
     """Another backward for existing layers, chosen by `bpkit.convert(model, rule=name)`.
 
     Attributes:
-        modules: by torch class, the module class with that backward.
-        angle: degrees to the true gradient that the rule's weight gradient is allowed.
+        modules: by torch class, the module class with that backward; a subclass of the torch class (for
+            a layer that torch does not have, of its spec's `reference`) that replaces `forward` alone.
+        angle: degrees to the true gradient that the rule's weight gradient is allowed, on the samples
+            of each of those layers.
+        input_angle: degrees to the true one that the gradient which a layer hands down to its input is
+            allowed; None where nothing is promised (a random feedback is at 90° to start with). Where
+            the true gradient is zero there is no angle, and the rule's must not be zero.
+        prepare: called with a model that `convert` has just given this rule: for what a rule needs to
+            know of the whole, such as a layer's place in it. What it keeps with a module goes into
+            `module.rule`, which is no parameter, not in the state dict, and gone after `revert`.
     """
 
     modules: Mapping[type[nn.Module], type[nn.Module]]
     angle: float
+    input_angle: float | None = None
+    prepare: Callable[[nn.Module], None] | None = None
 
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {

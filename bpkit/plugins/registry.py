@@ -11,6 +11,7 @@ import reprlib
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
 from bpkit.core.errors import BpkitError, unknown_name
@@ -131,12 +132,13 @@ class Registry:
                 self.plugins += (PluginInfo(source.name, source.version, status="blocked", error=reason),)
             else:
                 self._load(source, asked=source.name in options.asked)
-        for name in dict.fromkeys(options.ask):
-            if name not in known:
-                self._load(sources.named(name, known), asked=True)
+        for name in options.ask:
+            source = sources.named(name, known)
+            if source.name not in self._objects:
+                self._load(source, asked=True)
 
     def extended(self, *plugins: object) -> Registry:
-        """A registry with more plugins: objects, or names of entry points and modules.
+        """A registry with more plugins: objects, or names of entry points, modules and Python files.
 
         A name that is loaded already is left as it is.
 
@@ -148,12 +150,13 @@ class Registry:
         other._objects, other._catalogs = dict(self._objects), dict(self._catalogs)
         other._listeners = dict(self._listeners)
         for plugin in plugins:
-            if not isinstance(plugin, str):
+            if not isinstance(plugin, (str, PurePath)):
                 other.register(plugin, getattr(plugin, "__name__", type(plugin).__name__))
-            elif plugin not in other._objects:
-                source = sources.named(plugin, other._objects)
-                other.plugins = tuple(info for info in other.plugins if info.name != plugin)
-                other._load(source, asked=True)
+            elif str(plugin) not in other._objects:
+                source = sources.named(str(plugin), other._objects)
+                if source.name not in other._objects:
+                    other.plugins = tuple(info for info in other.plugins if info.name != source.name)
+                    other._load(source, asked=True)
         return other
 
     def _load(self, source: Source, *, asked: bool) -> None:

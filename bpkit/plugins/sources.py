@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from bpkit.core.errors import BpkitError, unknown_name
+from bpkit.plugins import files
 
 GROUP = "bpkit"  # of entry points
 
@@ -46,7 +47,7 @@ class Options:
     Attributes:
         allow: if given, these entry points alone (`BPKIT_PLUGINS`); each has to load.
         block: names to leave out (`-p no:NAME`, `BPKIT_BLOCK`).
-        ask: names that have to load (`-p NAME`, `BPKIT_ASK`): entry points or importable modules.
+        ask: what has to load (`-p NAME`, `BPKIT_ASK`): entry points, importable modules, Python files.
         autoload: load entry points that nobody asked for (`BPKIT_AUTOLOAD=0` does not).
         trace: print every hook call to stderr (`--trace-hooks`, `BPKIT_TRACE=1`).
     """
@@ -134,9 +135,14 @@ def installed() -> list[Source]:
 
 
 def named(name: str, known: Iterable[str] = ()) -> Source:
-    """The entry point called `name`, or else the module; `known` are further names to suggest."""
+    """The entry point called `name`, or else the file or module; `known` are further names to suggest."""
     points = {source.name: source for source in installed()}
-    return points.get(name) or Source(name, "", partial(_import, name, (*known, *points)))
+    if name in points:
+        return points[name]
+    if files.is_path(name):
+        path = files.absolute(name)
+        return Source(path, "", partial(files.load, path))
+    return Source(name, "", partial(_import, name, (*known, *points)))
 
 
 def _garbled(error: Exception) -> object:
@@ -151,7 +157,10 @@ def _point(point: importlib.metadata.EntryPoint) -> object:
 
 def _import(name: str, known: Iterable[str]) -> object:
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+        if getattr(module, "__file__", None) is None and hasattr(module, "__path__"):
+            raise unknown_name("plugin", name, dict.fromkeys(known))  # a directory that happens to be here
+        return module
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise unknown_name("plugin", name, dict.fromkeys(known)) from None

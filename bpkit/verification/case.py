@@ -33,6 +33,7 @@ class Case:
         rtol: relative error allowed between two runs in `dtype`.
         strict: registered, so that economy, purity and composability are promised, not only welcome.
         budget: the most bytes that a call may keep for backward, or None where nothing is declared.
+        distribution: in place of `reference`, one that draws other random numbers than the target does.
     """
 
     label: str = ""
@@ -47,6 +48,7 @@ class Case:
     rtol: float = 1e-12
     strict: bool = False
     budget: Callable[[], int] | None = None
+    distribution: Forward | None = None
 
     @property
     def numel(self) -> int:
@@ -85,6 +87,8 @@ class Case:
 
     def need_reference(self) -> Forward:
         """The reference; without one the check that asks is skipped."""
+        if self.distribution is not None:
+            raise Skipped("it draws other numbers than the reference: their distributions are compared alone")
         if self.reference is None:
             raise Skipped("no reference was given to compare with")
         return self.reference

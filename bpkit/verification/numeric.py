@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
-from bpkit.verification.case import Case, call
+from bpkit.verification.case import Case, call, cotangents
 from bpkit.verification.check import Failed
 
 Numeric = Callable[..., tuple[Tensor, ...]]
@@ -56,6 +56,40 @@ def require_numeric(function: Numeric, inputs: Sequence[Tensor]) -> None:
     except GradcheckError as error:
         sentence = str(error).strip().splitlines()[0].rstrip(",. ")
         raise Failed(f"{sentence}: {_worst(function, inputs)}") from error
+
+
+# Slopes to the left and to the right that differ by more are those of a kink, and no derivative is there.
+KINK = 1e-4
+
+
+def require_directional(function: Numeric, inputs: Sequence[Tensor]) -> None:
+    """One combination of the outputs along one direction of all inputs: cheap at any size.
+
+    Raises:
+        Failed: the backward's derivative beside the difference quotient.
+    """
+    outputs = function(*inputs)
+    weights, direction = cotangents(outputs), cotangents(inputs, seed=3)
+    gradients = torch.autograd.grad(outputs, inputs, weights, allow_unused=True)
+    parts = [g * v for g, v in zip(gradients, direction, strict=True) if g is not None]
+    analytic = sum(float(part.sum()) for part in parts)
+
+    def along(step: float) -> float:
+        moved = [x.detach() + step * v for x, v in zip(inputs, direction, strict=True)]
+        values = function(*(each.requires_grad_() for each in moved))
+        return sum(float((y.detach() * w).sum()) for y, w in zip(values, weights, strict=True))
+
+    middle, text = along(0.0), ""
+    for step in (STEP, STEP / 8):  # what crosses a kink within one of them may not within the other
+        right, left = (along(step) - middle) / step, (middle - along(-step)) / step
+        numeric = (right + left) / 2
+        size = max(1.0, abs(middle), *(float(part.square().sum().sqrt()) for part in parts))
+        if abs(right - left) > KINK * size or abs(analytic - numeric) <= 10 * RTOL * size:
+            return
+        text = (
+            f"along one direction the backward gives {analytic:.10g}, the difference quotient {numeric:.10g}"
+        )
+    raise Failed(text)
 
 
 def _worst(function: Numeric, inputs: Sequence[Tensor]) -> str:

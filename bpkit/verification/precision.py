@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch import Tensor
 from bpkit.verification.case import Case, Evaluation, Forward, backward, call, cotangents
 from bpkit.verification.check import Failed
 from bpkit.verification.compare import relative_error
+
+Change = Callable[[Tensor], Tensor]
 
 # How much worse than the reference's own error is allowed, beside one unit in the last place.
 FACTOR = 4.0
@@ -33,20 +35,30 @@ def evaluation(
     *,
     autocast: torch.dtype | None = None,
     inside: bool = False,
+    change: Change = torch.clone,
 ) -> Evaluation:
-    """A forward and backward in `dtype`, under `autocast` if given, the backward `inside` of it or not."""
+    """A forward and backward in `dtype`, under `autocast` if given, the backward `inside` of it or not.
+
+    `change` is made to the output gradients: of one sign, as large as a scaled loss makes them.
+    """
     values = case.fresh(dtype=dtype)
     with torch.autocast(case.device, autocast, enabled=autocast is not None):
         outputs = call(forward, values)
     with torch.autocast(case.device, autocast, enabled=inside):
-        gradients = backward(outputs, values, _same_gradients(outputs))
+        gradients = backward(outputs, values, _same_gradients(outputs, change))
     return Evaluation(tuple(output.detach() for output in outputs), gradients)
 
 
 def require_as_exact(
-    case: Case, actual: Evaluation, twin: Evaluation, truth: Evaluation, dtype: torch.dtype, where: str = ""
+    case: Case,
+    actual: Evaluation,
+    twin: Evaluation,
+    truth: Evaluation,
+    dtype: torch.dtype,
+    where: str = "",
+    ulps: int = 1,
 ) -> None:
-    """Fail where the error is beyond `FACTOR` times the reference's plus one ulp of `dtype`.
+    """Fail where the error is beyond `FACTOR` times the reference's plus `ulps` of `dtype`.
 
     A dtype that differs from the reference's is advised against.
     """
@@ -61,13 +73,15 @@ def require_as_exact(
             pairs.append((f"the gradient of {case.names[position]}", ours, theirs, exact))
     for name, ours, theirs, exact in pairs:
         error, allowed = relative_error(ours, exact), relative_error(theirs, exact)
-        if not error <= FACTOR * allowed + torch.finfo(dtype).eps:
+        if not error <= FACTOR * allowed + ulps * torch.finfo(dtype).eps:
             raise Failed(f"{where}{name} is {error:.1e} from the float64 truth, the reference {allowed:.1e}")
         if ours.dtype != theirs.dtype:
             raise case.advise(f"{where}{name} is {ours.dtype}, and the reference's {theirs.dtype}")
 
 
-def _same_gradients(outputs: Sequence[Tensor]) -> list[Tensor]:
+def _same_gradients(outputs: Sequence[Tensor], change: Change) -> list[Tensor]:
     """The same gradients for outputs of any dtype: exact in the lowest."""
     exact = cotangents([output.detach().double() for output in outputs])
-    return [grad.to(torch.bfloat16).to(output.dtype) for grad, output in zip(exact, outputs, strict=True)]
+    return [
+        change(grad.to(torch.bfloat16)).to(output.dtype) for grad, output in zip(exact, outputs, strict=True)
+    ]

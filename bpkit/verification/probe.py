@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bpkit.verification.case import Case, Forward, backward, call
+from bpkit.verification.case import SEED, Case, Forward, backward, call
 from bpkit.verification.compare import same_bytes
 from bpkit.verification.precision import rounded
 
@@ -18,7 +18,8 @@ def settled(case: Case) -> Case:
     """`case` with `differentiable` as the reference has it, and with what it writes to copied first.
 
     A reference that will not differentiate an input (an index, a target) excuses the target; one that
-    changes an input (`inplace=True`) allows the target the same.
+    changes an input (`inplace=True`) allows the target the same; one that draws other random numbers is
+    compared in distribution alone.
     """
     case = _in_its_dtype(case)
     try:
@@ -30,7 +31,35 @@ def settled(case: Case) -> Case:
         forward=_copying(case.forward, written),
         reference=None if case.reference is None else _copying(case.reference, written),
     )
-    return replace(copied, differentiable=tuple(i for i in case.differentiable if _accepts(copied, i)))
+    accepted = tuple(i for i in case.differentiable if _accepts(copied, i))
+    if _draws_otherwise(copied):
+        copied = replace(copied, reference=None, distribution=copied.reference)
+    return replace(copied, differentiable=accepted)
+
+
+def _draws_otherwise(case: Case) -> bool:
+    """Whether both are random, and as far apart under one seed as the reference is from itself under two.
+
+    For a registered layer that is a failure: it promises torch's own draws.
+    """
+    if case.strict or case.reference is None:
+        return False
+
+    def drawn(forward: Forward, seed: int) -> Sequence[Tensor]:
+        torch.manual_seed(seed)
+        return forward(*case.fresh(required=()))
+
+    try:
+        theirs, other = (drawn(case.reference, seed) for seed in (SEED, SEED + 1))
+        ours, moved = (drawn(case.forward, seed) for seed in (SEED, SEED + 1))
+        return _gap(ours, moved) > 0 and 2 * _gap(ours, theirs) > _gap(theirs, other) > 0
+    except Exception:  # the checks run into it again
+        return False
+
+
+def _gap(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    pairs = zip(a, b, strict=True)
+    return max((float((x.detach() - y.detach()).abs().max()) for x, y in pairs if x.numel()), default=0.0)
 
 
 def _in_its_dtype(case: Case) -> Case:

@@ -71,13 +71,14 @@ class OperatorCase:
 
 @dataclass(frozen=True)
 class RuleCase:
-    """A rule's module and the true one on a sample of the layer, and the angle allowed between them."""
+    """A rule's module and the true one on a sample of the layer, and the angles allowed between them."""
 
     label: str
     module: type[nn.Module]
     reference: type[nn.Module]
     sample: Sample
     angle: float
+    input_angle: float | None
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,8 @@ def _rule_cases(spec: RuleSpec) -> Iterator[RuleCase]:
         if layer.reference is not None and layer.reference in spec.modules:
             for sample in layer.samples():
                 label = f"{layer.name}, {sample.label}" if sample.label else layer.name
-                yield RuleCase(label, spec.modules[layer.reference], layer.reference, sample, spec.angle)
+                module = spec.modules[layer.reference]
+                yield RuleCase(label, module, layer.reference, sample, spec.angle, spec.input_angle)
 
 
 def _label(settings: Mapping[str, Any]) -> str:
@@ -210,7 +212,7 @@ def _object(module: nn.Module, inputs: tuple[Any, ...], reference: nn.Module | N
     """The user's module as it is; it is copied before anything is done with it."""
     twin = None if reference is None else partial(_double_copy, reference)
     cast = tuple(_double(value) for value in inputs)
-    return ModuleCase("", partial(_double_copy, module), cast, twin, constructs=False)
+    return ModuleCase("", partial(_plain_copy, module), cast, twin, constructs=False)
 
 
 def _function(target: Any, inputs: tuple[Any, ...], reference: Callable[..., Any] | None) -> Case:
@@ -251,6 +253,15 @@ def _function(target: Any, inputs: tuple[Any, ...], reference: Callable[..., Any
 
 def _double_copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).double()
+
+
+def _plain_copy(module: nn.Module) -> nn.Module:
+    """A copy in float64 made without the module's own way of copying itself, which is to be proven."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return _double_copy(module)
+    plain: nn.Module = object.__new__(type(module))
+    plain.__dict__.update(copy.deepcopy(module.__dict__, {id(module): plain}))
+    return plain.double()
 
 
 def _double(value: Any) -> Any:

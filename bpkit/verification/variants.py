@@ -28,8 +28,8 @@ def scaled(case: Case, reaches: Sequence[float] = REACHES) -> Iterator[tuple[str
             yield f"with inputs scaled to reach {far:+g}, ", case.having(values)
 
 
-# Nothing, one, few, beyond 16 (a vector register, a warp's half), beyond one block and beyond several.
-SIZES = (0, 1, 3, 17, 129, 1025)
+# Nothing, one, few; a vector register (or half a warp) and a block, full and by one more; several blocks.
+SIZES = (0, 1, 2, 3, 16, 17, 128, 129, 1025)
 # Elements in all inputs: what the checker makes up has to stay cheap.
 LARGEST = 1 << 17
 
@@ -114,13 +114,13 @@ def resampled(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     generator = torch.Generator().manual_seed(count)
     flat = tensor.detach().reshape(-1)
 
-    def drawn() -> Tensor:
-        return flat[torch.randint(len(flat), (count,), generator=generator).to(flat.device)]
-
-    values = drawn()
+    first = torch.randint(len(flat), (count,), generator=generator)
+    values = flat[first.to(flat.device)]
     if values.dtype.is_floating_point:
         share = torch.rand(count, dtype=torch.float64, generator=generator).to(flat.device, values.dtype)
-        values = values + share * (drawn() - values)
+        # Another element than the first: between an element and itself every value would be a tie.
+        other = first + torch.randint(1, max(len(flat), 2), (count,), generator=generator)
+        values = values + share * (flat[(other % len(flat)).to(flat.device)] - values)
     return values.reshape(list(shape))
 
 

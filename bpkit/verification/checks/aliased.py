@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from torch import Tensor
-
-from bpkit.verification.case import Case, Evaluation, Forward, backward, both, call
+from bpkit.verification.case import Case, Evaluation, Forward, both, evaluate
 from bpkit.verification.check import Check, Failed, Skipped, one_line
 from bpkit.verification.compare import require_equal
 
 
 def run(case: Case) -> str:
-    """Its gradient is the sum of those that two equal tensors get."""
+    """The values are those of two equal tensors, the gradient is the sum of theirs."""
     case.need_gradient()
     pairs = list(_pairs(case))
     if not pairs:
@@ -24,16 +22,16 @@ def run(case: Case) -> str:
         alike = case.having({second: case.values[first]})
         values = alike.fresh()
         try:
-            apart = backward(call(case.forward, values), values)
+            apart = evaluate(case.forward, values)
         except Exception:  # out of the target's domain
             continue
 
         def shared(
             forward: Forward, alike: Case = alike, first: int = first, second: int = second
-        ) -> dict[int, Tensor | None]:
+        ) -> Evaluation:
             values = alike.fresh()
             values[second] = values[first]
-            return backward(call(forward, values), values)
+            return evaluate(forward, values)
 
         where = f"with one tensor for {names}, "
         try:
@@ -42,15 +40,16 @@ def run(case: Case) -> str:
             continue
         except Exception as error:
             raise Failed(f"{where}{one_line(error)}") from error
-        parts = [gradient for gradient in (apart[first], apart[second]) if gradient is not None]
+        given = (apart.gradients[first], apart.gradients[second])
+        parts = [gradient for gradient in given if gradient is not None]
         total = sum(parts[1:], parts[0]) if parts else None
         require_equal(
             case,
-            Evaluation((), {first: together[first]}),
-            Evaluation((), {first: total}),
+            Evaluation(together.outputs, {first: together.gradients[first]}),
+            Evaluation(apart.outputs, {first: total}),
             case.rtol,
             where=where,
-            usual=Evaluation((), apart),
+            usual=apart,
         )
         tried += 1
     if not tried:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ _CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "all zero": torch.zeros_like,
     "all tied": lambda value: value.reshape(-1)[0].expand_as(value).clone(),
     "rounded to whole numbers": torch.round,
-    "scaled to reach 1e+03": lambda value: _scaled_to(1e3, value),
+    **{f"scaled to reach {far:+g}": partial(_scaled_to, far) for far in (30.0, -30.0, 1e3, -1e3)},
     "scaled to reach 1e-12": lambda value: _scaled_to(1e-12, value),
 }
 

@@ -20,13 +20,14 @@ def run(case: Case) -> str | None:
     """One seed gives the same bytes twice; a random layer follows torch's generator and its distribution."""
     _require_repeated(case)
     random = is_random(case, case.forward)
-    if case.reference is not None:
-        expected = is_random(case, case.reference)
+    reference = case.reference or case.distribution
+    if reference is not None:
+        expected = is_random(case, reference)
         if random != expected:
             state = "the same whatever torch's seed" if expected else "another with another seed of torch's"
             raise Failed(f"the output is {state}, unlike the reference's")
         if random:
-            _require_distribution(case, case.reference)
+            _require_distribution(case, reference)
             return f"random; mean and variance of {DRAWS} draws as the reference's"
     return "random" if random else None
 
@@ -91,6 +92,10 @@ def _draws(case: Case, forward: Forward) -> list[Tensor]:
 _MOMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mean": lambda drawn, reference: drawn,
     "variance": lambda drawn, reference: (drawn - reference.mean(0)).square(),
+    # Draws that belong together, or should not, show in their sum alone.
+    "variance of the sum": lambda drawn, reference: (
+        ((drawn - reference.mean(0)) * reference.mean(0).sign()).sum(1, keepdim=True).square()
+    ),
 }
 
 

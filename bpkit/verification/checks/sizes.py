@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from bpkit.verification.case import Case
 from bpkit.verification.check import Check, Failed, Skipped, one_line
+from bpkit.verification.numeric import function_of, require_directional
 from bpkit.verification.twins import accepted, expectation, require_parity
-from bpkit.verification.variants import resized
+from bpkit.verification.variants import LARGEST, resized
 
 # Longer sums round more; what goes wrong with a size is not the twelfth digit.
 RTOL = 1e-9
 
 
 def run(case: Case) -> str:
-    """Parity at every size that the reference accepts; to refuse one is a limit, an empty batch apart."""
+    """Parity at every size that the reference accepts; to refuse one is a limit, an empty batch apart.
+
+    Without a reference the backward is held to its own forward, along one direction.
+    """
+    if case.reference is None and case.distribution is None:
+        return _against_differences(case)
     usual = expectation(case)
     tried = 0
     limits = []
@@ -35,6 +41,29 @@ def run(case: Case) -> str:
     if not limits:
         return f"{tried} sizes"
     return f"{tried} sizes; a limit: {limits[0]}" + (f", and {len(limits) - 1} more" if limits[1:] else "")
+
+
+def _against_differences(case: Case) -> str:
+    case.need_gradient()
+    case.need_float64()
+    tried = 0
+    for varied in resized(case):
+        try:
+            function, inputs = function_of(varied.case)
+            outputs = function(*inputs)
+        except Exception:  # nobody said that this size makes sense
+            continue
+        if 0 < sum(output.numel() for output in outputs) <= LARGEST and all(x.numel() for x in inputs):
+            try:
+                require_directional(function, inputs)
+            except Failed as failure:
+                raise Failed(f"{varied.where}{failure}") from failure
+            except Exception:  # to refuse a size is a limit, in the backward too
+                continue
+            tried += 1
+    if not tried:
+        raise Skipped("no reference was given, and the target takes no other size")
+    return f"{tried} sizes, by differences: no reference was given"
 
 
 CHECK = Check(

@@ -1,4 +1,4 @@
-"""`torch.func.vmap` over every input, along the first and the last axis."""
+"""`torch.func.vmap` over every input, along every axis."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ BATCH = 3
 REFUSALS = (
     "setup_context staticmethod",
     "does not have vmap support",
+    "Batching rule not implemented",
     "data-dependent control flow",
     "Cannot access data pointer",
     ".item()",
@@ -59,12 +60,16 @@ def run(case: Case) -> str | None:
 
 
 def _in_dims(case: Case) -> Iterator[dict[int, int]]:
-    """Each tensor alone, then all that are differentiable, along the first axis and along the last."""
+    """Each tensor alone along every axis; all differentiable ones along the first, the last, and mixed."""
     for position, value in enumerate(case.values):
         if isinstance(value, Tensor) and position not in case.buffers:
-            yield {position: 0}
-    if len(case.differentiable) > 1:
+            axes = range(value.dim() + 1) if position in case.differentiable else range(1)
+            yield from ({position: axis} for axis in axes)
+    first, *others = case.differentiable
+    if others:
         yield dict.fromkeys(case.differentiable, 0)
+        yield {first: 0, **dict.fromkeys(others, -1)}
+        yield {first: -1, **dict.fromkeys(others, 0)}
     yield dict.fromkeys(case.differentiable, -1)
 
 
