@@ -71,7 +71,10 @@ def test_every_command_is_there_and_has_help(name: str, capsys: pytest.CaptureFi
 
 MISTAKES = {
     "command": (["plugin"], "unknown command 'plugin': did you mean 'plugins'?"),
-    "nothing like it": (["xyz"], "unknown command 'xyz': there are: bench, demo, new-plugin, plugins, train, verify"),
+    "nothing like it": (
+        ["xyz"],
+        "unknown command 'xyz': there are: bench, demo, new-plugin, plugins, train, verify",
+    ),
     "option": (["plugins", "--jsn"], "No such option '--jsn'. Did you mean '--json'?"),
     "global option": (["--trace-hook"], "No such option '--trace-hook'. Did you mean '--trace-hooks'?"),
     "argument": (["plugins", "extra"], "Got unexpected extra argument (extra)"),

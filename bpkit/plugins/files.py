@@ -14,7 +14,13 @@ from bpkit.plugins.manager import PluginError
 
 def is_path(name: str) -> bool:
     """Whether a plugin's name is a file's: it ends in `.py`, has a directory, or is there, with a dot."""
-    return name.endswith(".py") or "/" in name or "\\" in name or ("." in name and Path(name).is_file())
+    return (
+        name in (".", "..")
+        or name.endswith(".py")
+        or "/" in name
+        or "\\" in name
+        or ("." in name and Path(name).is_file())
+    )
 
 
 def absolute(name: str) -> str:

@@ -47,13 +47,13 @@ def alone(rule: str) -> nn.Sequential:
 
 # --- training -------------------------------------------------------------------------------------
 
-# Accuracy on the digits that were not trained on; by the true gradient it is 0.97 to 0.98.
+# Accuracy on the digits that were not trained on; by the true gradient it is 0.96 to 0.97.
 REACHES = {
     "feedback": 0.94,
     "direct_feedback": 0.94,
-    "sign_symmetry": 0.96,
+    "sign_symmetry": 0.95,
     "straight_through": 0.92,
-    "surrogate": 0.92,
+    "surrogate": 0.95,
 }
 
 
