@@ -77,6 +77,8 @@ def convert(
         BpkitError: a pattern that matches no module, an unknown rule, a model that the rule refuses.
     """
     spec = None if rule is None else registry().rules[rule]
+    if not isinstance(model, nn.Module):
+        raise BpkitError(f"convert: model must be a torch.nn.Module, not {type(model).__name__}")
     classes = twins() if spec is None else _under(spec)
     names = dict(model.named_modules())
     wanted = None if only is None else _selected(names, only, "only")

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from bpkit import pytest_plugin
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -16,6 +18,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu: about the CPU itself; left out on another device")
+    if not config.pluginmanager.is_registered(pytest_plugin):  # bpkit runs from a checkout, uninstalled
+        config.pluginmanager.register(pytest_plugin, "bpkit")
     device = torch.device(config.getoption("--device"))
     if device.type != "cpu" and not torch.get_device_module(device).is_available():
         raise pytest.UsageError(f"--device {device}: this machine has none that torch can use")

@@ -3,11 +3,15 @@
 import contextlib
 import io
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from bpkit.plugins import registry
+from bpkit.train import build
+from bpkit.train.config import parse
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 # A block of Python, and the output shown right under it.
@@ -22,13 +26,20 @@ def masked(text):
 @pytest.mark.filterwarnings("ignore")
 def test_every_block_runs_and_prints_what_is_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "readme"}  # one reader's session: later blocks use what earlier ones made
+    session = types.ModuleType("readme")  # one reader's: later blocks use what earlier ones made
+    monkeypatch.setitem(sys.modules, "readme", session)  # where pickle looks
     for code, shown in BLOCKS:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(code, "README.md", "exec"), names)
+            exec(compile(code, "README.md", "exec"), vars(session))
         assert masked(printed.getvalue()) == masked(shown), code
     assert len(BLOCKS) >= 6
+
+
+def test_the_toml_is_a_run():
+    (text,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    run = parse(text, "README.md")
+    assert len(build.model(run.model, 0, registry())) == 4
 
 
 @pytest.mark.parametrize("kind", ["layers", "losses", "optimizers", "regularizers", "diagnostics", "recipes"])

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ def _from_file(path: Path) -> Any:
     return module
 
 
-def inputs(text: str) -> tuple[Any, ...]:
-    """What `--inputs` describes, from a fixed seed.
+def inputs(texts: Sequence[str]) -> tuple[Any, ...]:
+    """What `--inputs` describes, one text after another, from a fixed seed.
 
     Python values separated by commas, torch's makers of tensors among them, and `4x6` for
     `randn(4, 6)`; or `module:function`, which gives a tuple when called.
@@ -78,6 +79,12 @@ def inputs(text: str) -> tuple[Any, ...]:
     import torch
 
     torch.manual_seed(0)
+    return tuple(value for text in texts for value in _values(text))
+
+
+def _values(text: str) -> tuple[Any, ...]:
+    import torch
+
     if re.fullmatch(r"[\w./]+:[\w.]+", text):
         given = found(text)
         made = given() if callable(given) else given

@@ -28,7 +28,10 @@ _STYLES = {MARKS["fail"]: "bold red", MARKS["warn"]: "yellow", MARKS["pass"]: "g
 @click.command(name="verify")
 @click.argument("names", nargs=-1, metavar="[NAME | MODULE:OBJECT]...")
 @click.option(
-    "--inputs", metavar="VALUES", help="What MODULE:OBJECT is called with: '4x6, 0.5', or MODULE:FUNCTION."
+    "--inputs",
+    multiple=True,
+    metavar="VALUES",
+    help="What MODULE:OBJECT is called with: '4x6, 0.5', or MODULE:FUNCTION. Repeated, one after another.",
 )
 @click.option(
     "--reference", metavar="MODULE:OBJECT", help="The same mathematics, differentiated by autograd."
@@ -45,7 +48,7 @@ _STYLES = {MARKS["fail"]: "bold red", MARKS["warn"]: "yellow", MARKS["pass"]: "g
 @click.option("--checks", "list_checks", is_flag=True, help="List the checks and what each guards against.")
 def verify(
     names: tuple[str, ...],
-    inputs: str | None,
+    inputs: tuple[str, ...],
     reference: str | None,
     only: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -78,6 +81,11 @@ def verify(
     started = time.perf_counter()
     settings = {"only": only or None, "exclude": exclude or None, "full": full}
     objects = [name for name in names if ":" in name]
+    for name in names:
+        if inputs and name[0].isdigit():
+            raise BpkitError(
+                f"{name} is no target; write all inputs as one: --inputs '{', '.join((*inputs, name))}'"
+            )
     if (inputs or reference) and not objects:
         raise BpkitError("--inputs and --reference go with MODULE:OBJECT; a registered name brings its own")
     specs = (
@@ -97,12 +105,12 @@ def verify(
         sys.exit(1)
 
 
-def _object(name: str, inputs: str | None, reference: str | None, settings: dict[str, Any]) -> Report:
+def _object(name: str, inputs: Sequence[str], reference: str | None, settings: dict[str, Any]) -> Report:
     """The report on `module:object`."""
     from bpkit.commands import _objects
     from bpkit.verification.run import verify
 
-    if inputs is None:
+    if not inputs:
         raise BpkitError(f"{name} needs --inputs, such as --inputs '4x6, 0.5'")
     target = _objects.found(name)
     twin = None if reference is None else _objects.found(reference)
@@ -187,6 +195,9 @@ def _print(reports: Sequence[Report], seconds: float) -> None:
             print("\n".join(["", report.target, *explained(bad)]))
     failed = sum(not report.ok for report in reports)
     verdict = f"{failed} not proven" if failed else "all proven"
+    alone = sum("no reference was given" in result.detail for report in reports for result in report.results)
+    if alone:
+        print(f"\nwithout a reference {alone} checks had nothing to compare with, or less; give --reference")
     targets = "1 target" if len(reports) == 1 else f"{len(reports)} targets"
     print(f"\n{targets}, {verdict}: {summary(reports)} in {seconds:.1f} s")
 

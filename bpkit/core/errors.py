@@ -15,10 +15,14 @@ class UnknownNameError(BpkitError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name closest to `name`, case apart, or None when nothing is close."""
-    folded = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
-    return folded[close[0]] if close else None
+    """The known name closest to `name`, or None when nothing is close.
+
+    Case counts only between names that differ in nothing else: LSTN is LSTM, and lstn is lstm.
+    """
+    candidates = sorted(known)
+    close = difflib.get_close_matches(name.lower(), {each.lower() for each in candidates}, n=1, cutoff=0.6)
+    alike = [each for each in candidates if each.lower() in close]
+    return max(alike, key=lambda each: difflib.SequenceMatcher(None, name, each).ratio(), default=None)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:

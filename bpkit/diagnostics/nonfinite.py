@@ -61,7 +61,8 @@ def _advice(sample: Sample, bad: tuple[str, ...], weights: int) -> str:
     if len(bad) == len(sample.by_layer(GradientNorm)):
         return (
             "every layer has it and the weights are finite, so the loss had it: look for NaN in the batch, "
-            "and for log, sqrt or division at 0, or exp of large numbers, in the forward and in the loss"
+            "for log, sqrt or division at 0 and exp of large numbers in the forward and in the loss, and, "
+            "after steps that were exploding, for plain overflow"
         )
     return (
         f"gradients below '{bad[-1]}' are finite above it: look at what follows '{bad[-1]}' in the forward "

@@ -162,6 +162,8 @@ class Watcher:
 
     def summary(self) -> str:
         """The findings, each with where, when, evidence and advice; one line for a healthy run."""
+        if not self._step:
+            return "nothing seen yet: the optimizer has taken no step"
         if not self.findings:
             return f"healthy: nothing found in {self._step} steps"
         return "\n".join(str(finding) for finding in self.findings)

@@ -32,10 +32,14 @@ def forward_error(model: nn.Module, inputs: Any, error: Exception) -> BpkitError
     The forward is run once more under hooks; what it changes does not matter, for it fails.
     """
     entered: list[tuple[nn.Module, tuple[Any, ...]]] = []
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:  # what a hook returns replaces the output
+        entered.pop()
+
     handles = []
     for module in model.modules():
         handles.append(module.register_forward_pre_hook(lambda m, args: entered.append((m, args))))
-        handles.append(module.register_forward_hook(lambda m, args, output: entered.pop()))
+        handles.append(module.register_forward_hook(leave))
     try:
         with torch.no_grad():
             model(inputs)

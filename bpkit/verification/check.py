@@ -35,6 +35,7 @@ class Check:
             `Skipped` otherwise. Any other exception is a failure, shown with its type and text.
         subject: the class of subjects it applies to; `Case` is a function with inputs.
         every: run on every sample, or (where one call takes a second) on the first alone.
+        decisive: where it fails, the others say nothing, and are not run.
         costly: takes seconds: run where it is named, or where everything is asked for.
     """
 
@@ -44,6 +45,7 @@ class Check:
     run: Callable[[Any], str | None]
     subject: type
     every: bool = True
+    decisive: bool = False
     costly: bool = False
 
 

@@ -123,6 +123,8 @@ def examined(target: Target, checks: Iterable[Check], progress: Progress | None 
         start = time.perf_counter()
         result = _result(check, subjects if check.every else subjects[:1])
         results.append(replace(result, seconds=time.perf_counter() - start))
+        if check.decisive and result.status == "fail":
+            break
     return Report(target.name, tuple(results))
 
 

@@ -75,7 +75,7 @@ def test_json_holds_every_result(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["Linaer"], "unknown target 'Linaer': did you mean 'linear'"),
+        (["Linaer"], "unknown target 'Linaer': did you mean 'Linear'"),
         (["Linear", "--only", "memroy"], "unknown check 'memroy': did you mean 'memory'"),
     ],
 )

@@ -6,6 +6,7 @@ from bpkit.verification.checks import (
     angle,
     autocast,
     batched,
+    call,
     checkpoint,
     compile,
     device,
@@ -41,6 +42,7 @@ from bpkit.verification.checks import (
 CHECKS: tuple[Check, ...] = tuple(
     each.CHECK
     for each in (
+        call,
         parity,
         sizes,
         extremes,
