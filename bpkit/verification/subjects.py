@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,8 @@ from bpkit.core.spec import (
     Spec,
 )
 from bpkit.plugins.registry import registry
-from bpkit.verification.case import Case
+from bpkit.verification.case import Case, call
+from bpkit.verification.compare import same_bytes
 from bpkit.verification.modules import constructed, module_case, spec_cases
 from bpkit.verification.penalty import penalty_case
 from bpkit.verification.probe import settled
@@ -129,8 +130,8 @@ def target_of(target: Any, inputs: tuple[Any, ...], reference: Any) -> Target:
             raise BpkitError(f"verify({target.name!r}) takes no inputs or reference: a spec brings its own")
         return _spec_target(target)
     if isinstance(target, nn.Module):
-        case = _module(target, inputs, reference)
-        return Target(type(target).__name__, (case, _object(target, inputs, reference)), {})
+        cases = [_module(target, inputs, reference), *_other_mode(target, inputs, reference)]
+        return Target(type(target).__name__, (*cases, _object(target, inputs, reference)), {})
     if isinstance(target, type) and issubclass(target, nn.Module):
         raise BpkitError(f"verify takes an instance of {target.__name__}, not the class: construct it first")
     if not callable(target):
@@ -194,7 +195,28 @@ def _label(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
-def _module(module: nn.Module, inputs: tuple[Any, ...], reference: Any) -> Case:
+def _other_mode(module: nn.Module, inputs: tuple[Any, ...], reference: Any) -> Iterator[Case]:
+    """The case in the other mode, training or evaluation, of a module that differs in it."""
+    mode = not module.training
+    case = _module(module, inputs, reference)
+    if reference is not None and reference.training == mode:
+        return  # they were given in two modes on purpose
+    other = _module(module, inputs, reference, mode=mode)
+    try:
+        pairs = [(case.forward, other.forward), (case.reference, other.reference)]
+        differ = any(
+            not same_bytes(a, b)
+            for one, two in pairs
+            if one is not None and two is not None
+            for a, b in zip(call(one, case.fresh()), call(two, case.fresh()), strict=True)
+        )
+    except Exception:  # a module that runs in one mode alone
+        return
+    if differ:
+        yield replace(other, label="in training mode" if mode else "in evaluation mode")
+
+
+def _module(module: nn.Module, inputs: tuple[Any, ...], reference: Any, *, mode: bool | None = None) -> Case:
     """A module on inputs of the user's, both in float64; the user's own module is left alone."""
     double = _double_copy(module)
     cast = tuple(_double(value) for value in inputs)
@@ -204,6 +226,9 @@ def _module(module: nn.Module, inputs: tuple[Any, ...], reference: Any) -> Case:
             raise BpkitError(
                 "the reference module has other parameters than the target: give one with the same names"
             )
+        for each in (double, twin):
+            if mode is not None and each is not None:
+                each.train(mode)
         return module_case(double, twin, cast)
     raise BpkitError(f"the reference of a module is a module with the same parameters, not {reference!r}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bpkit.verification.case import Case, Forward, both, call, cotangents
+from bpkit.verification.case import Case, Forward, both, call, cotangents, twin
 from bpkit.verification.check import Check, Failed
 from bpkit.verification.checks.gradgradcheck import REFUSALS, run_twice
 from bpkit.verification.compare import difference
@@ -18,7 +18,7 @@ def run(case: Case) -> None:
     """The gradient of a fixed combination of the gradients, to inputs and output gradients."""
     case.need_gradient()
     case.need_float64()
-    expected = _second(case, case.need_reference())
+    expected = twin(case, lambda forward: _second(case, forward))
     actual = both(case, lambda forward: _second(case, forward), refusals=REFUSALS)
     largest = max((float(each.abs().max()) for each in expected.values() if each.numel()), default=0.0)
     for name, wanted in expected.items():

@@ -10,6 +10,7 @@ from torch import Tensor
 from bpkit.verification.case import SEED, Case, Evaluation, Forward, backward, both, call, cotangents
 from bpkit.verification.check import Check, Failed, Skipped, one_line
 from bpkit.verification.compare import require_equal
+from bpkit.verification.variants import resampled
 
 BATCH = 3
 # What torch says of a Function that did not ask to be batched, and of code that no batching can follow.
@@ -74,9 +75,10 @@ def _in_dims(case: Case) -> Iterator[dict[int, int]]:
 
 
 def stack(value: Tensor, axis: int) -> Tensor:
-    """`BATCH` tensors like `value`: multiples close to it, or an index in another order."""
+    """`BATCH` tensors like `value`: of values between its own, or an index in another order."""
     if value.is_floating_point():
-        return torch.stack([value.detach() * (1 + 0.1 * i) for i in range(BATCH)], axis)
+        others = resampled(value, (BATCH - 1, *value.shape))
+        return torch.stack([value.detach(), *others], axis)
     return torch.stack([value.roll(i, 0) if value.dim() else value for i in range(BATCH)], axis)
 
 
