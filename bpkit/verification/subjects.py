@@ -130,7 +130,8 @@ def target_of(target: Any, inputs: tuple[Any, ...], reference: Any) -> Target:
             raise BpkitError(f"verify({target.name!r}) takes no inputs or reference: a spec brings its own")
         return _spec_target(target)
     if isinstance(target, nn.Module):
-        cases = [_module(target, inputs, reference), *_other_mode(target, inputs, reference)]
+        case = _module(target, inputs, reference)
+        cases = [case, *_other_mode(case, target, inputs, reference)]
         return Target(type(target).__name__, (*cases, _object(target, inputs, reference)), {})
     if isinstance(target, type) and issubclass(target, nn.Module):
         raise BpkitError(f"verify takes an instance of {target.__name__}, not the class: construct it first")
@@ -195,10 +196,9 @@ def _label(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
-def _other_mode(module: nn.Module, inputs: tuple[Any, ...], reference: Any) -> Iterator[Case]:
-    """The case in the other mode, training or evaluation, of a module that differs in it."""
+def _other_mode(case: Case, module: nn.Module, inputs: tuple[Any, ...], reference: Any) -> Iterator[Case]:
+    """`case` in the other mode, training or evaluation, of a module that differs in it."""
     mode = not module.training
-    case = _module(module, inputs, reference)
     if reference is not None and reference.training == mode:
         return  # they were given in two modes on purpose
     other = _module(module, inputs, reference, mode=mode)
