@@ -74,7 +74,7 @@ def _specs(metafunc: pytest.Metafunc, plugins: tuple[str, ...], kinds: list[str]
     from bpkit.core.errors import BpkitError, unknown_name
     from bpkit.plugins.catalog import KINDS
     from bpkit.plugins.registry import registry
-    from bpkit.verification.subjects import PROVABLE
+    from bpkit.verification.targets import PROVABLE
 
     try:
         for kind in kinds or ():

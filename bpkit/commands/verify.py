@@ -67,7 +67,7 @@ def verify(
     Exits with 1 if a check fails, with 2 for a name that is not known.
     """
     from bpkit.verification.run import selected
-    from bpkit.verification.subjects import registered
+    from bpkit.verification.targets import registered
 
     checks = selected(only or None, exclude or None, full=full)
     if list_checks:
@@ -152,7 +152,7 @@ def _key(spec: Spec) -> tuple[str, str]:
 
 def _prove(key: tuple[str, str], settings: dict[str, Any]) -> Report:
     from bpkit.verification.run import verify
-    from bpkit.verification.subjects import registered
+    from bpkit.verification.targets import registered
 
     (spec,) = [each for each in registered([key[1]]) if _key(each) == key]
     return verify(spec, **settings)

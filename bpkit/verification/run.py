@@ -16,7 +16,7 @@ from bpkit.core.errors import unknown_name
 from bpkit.verification.check import Check, Failed, Skipped, Warned, one_line
 from bpkit.verification.checks import CHECKS
 from bpkit.verification.report import CheckResult, Report, Status
-from bpkit.verification.subjects import Target, target_of
+from bpkit.verification.targets import Target, target_of
 
 Names = str | Iterable[str] | None
 Progress = Callable[[str], None]

@@ -26,7 +26,7 @@ class Registry:
 
 @pytest.fixture
 def run(monkeypatch):
-    monkeypatch.setattr("bpkit.verification.subjects.registry", Registry)
+    monkeypatch.setattr("bpkit.verification.targets.registry", Registry)
     return lambda *arguments: CliRunner().invoke(verify, arguments)
 
 

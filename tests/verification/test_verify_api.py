@@ -14,7 +14,7 @@ from bpkit.layers import linear
 from bpkit.verification import CHECKS, Check, VerificationError
 from bpkit.verification.check import Failed, Skipped, Warned
 from bpkit.verification.run import examined
-from bpkit.verification.subjects import Target
+from bpkit.verification.targets import Target
 
 
 class Halved(torch.autograd.Function):
@@ -337,7 +337,7 @@ def test_a_rule_is_held_to_its_angle(monkeypatch, angle, ok):
             ),
         )
 
-    monkeypatch.setattr("bpkit.verification.subjects.registry", Registry)
+    monkeypatch.setattr("bpkit.verification.targets.registry", Registry)
     report = bpkit.verify(RuleSpec(name="tilted", modules={nn.Linear: Tilted}, angle=angle))
     assert [each.name for each in report.results] == ["angle"]
     assert report.ok == ok
