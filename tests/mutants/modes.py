@@ -7,7 +7,7 @@ import torch
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from .mutant import ROW, Mutant, Product, Scale, Sin, SinCos, W, X, sin_cos
+from .mutant import ROW, Mutant, Product, Scale, Sin, SinCos, W, X, randn, sin_cos
 
 
 class WrongUnderVmap(Sin):
@@ -240,6 +240,14 @@ class WrongProbability(Dropout):
         return x * mask
 
 
+class KeepsTwoPercentMore(Dropout):
+    @staticmethod
+    def forward(ctx, x):
+        mask = torch.empty_like(x).bernoulli_(0.62).div_(0.6)
+        ctx.save_for_backward(mask)
+        return x * mask
+
+
 class Unscaled(Dropout):
     @staticmethod
     def forward(ctx, x):
@@ -356,6 +364,13 @@ MUTANTS = [
         story="another mask in backward than in forward: Dao-AILab/flash-attention#1251",
     ),
     Mutant(WrongProbability, (X,), dropout, "seeded", story="p where 1 - p belongs, or nearly"),
+    Mutant(
+        KeepsTwoPercentMore,
+        (randn(8, 32),),
+        dropout,
+        "seeded",
+        story="a threshold in integers, rounded too far",
+    ),
     Mutant(Unscaled, (X,), dropout, "seeded", story="the 1/(1-p) forgotten"),
     Mutant(
         NumpyMask,

@@ -90,6 +90,13 @@ class ReadsValues(Affine):
         self.large = bool(self.weight.max() > 10)
 
 
+class DropsInEvaluation(nn.Dropout):
+    """Right in training, which is the mode that it is handed over in."""
+
+    def forward(self, x):
+        return nn.functional.dropout(x, self.p, training=True)
+
+
 def spec(module: type[nn.Module]) -> LayerSpec:
     return LayerSpec(
         name=module.__name__,
@@ -119,6 +126,9 @@ MUTANTS = [
         None,
         "module",
         story="a table made on a fixed device",
+    ),
+    Mutant(
+        DropsInEvaluation(), (X,), nn.Dropout(), "parity", story="eval() forgotten, the mode left at True"
     ),
     Mutant(spec(ReadsValues), (), None, "module", story="a constructor that reads a value"),
 ]

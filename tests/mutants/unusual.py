@@ -387,6 +387,89 @@ def sin_scaled(x, mode, options, bias):
     return x.sin() * options["scale"]
 
 
+class ByHand(Function):
+    """Dropout whose mask is torch's in float64, and another than torch's in half precision."""
+
+    @staticmethod
+    def forward(ctx, x):
+        mask = (torch.rand_like(x) < 0.6).to(x.dtype) / 0.6
+        ctx.save_for_backward(mask)
+        return x * mask
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output * ctx.saved_tensors[0]
+
+
+class Distances(Function):
+    """All distances between rows; torch's own has no second derivative, and this one has."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, y):
+        return (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1).sqrt()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        x, y = ctx.saved_tensors
+        apart = x.unsqueeze(-2) - y.unsqueeze(-3)
+        square = apart.square().sum(-1)
+        slope = torch.where(square == 0, 0, grad_output * square.clamp(min=1e-300).rsqrt())
+        each = slope.unsqueeze(-1) * apart
+        return (
+            each.sum(-2) if ctx.needs_input_grad[0] else None,
+            -each.sum(-3) if ctx.needs_input_grad[1] else None,
+        )
+
+
+class LogDeterminant(Function):
+    """Of the symmetric part of a matrix, which has to be positive definite."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a):
+        lower = torch.linalg.cholesky((a + a.mT) / 2)
+        return 2 * lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (a,) = ctx.saved_tensors
+        return grad_output[..., None, None] * torch.linalg.inv((a + a.mT) / 2)
+
+
+class Likelihood(Function):
+    """Of probabilities, which torch refuses to take outside of [0, 1]."""
+
+    @staticmethod
+    def forward(ctx, p, t):
+        ctx.save_for_backward(p, t)
+        return F.binary_cross_entropy(p, t, reduction="none")
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        p, t = ctx.saved_tensors
+        return grad_output * (p - t) / (p * (1 - p)).clamp(min=1e-12), None
+
+
+def log_determinant(a):
+    lower = torch.linalg.cholesky((a + a.mT) / 2)
+    return 2 * lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def likelihood(p, t):
+    return F.binary_cross_entropy(p, t, reduction="none")
+
+
 def scaled_sin(x, scale):
     return scale * x.sin()
 
@@ -414,6 +497,8 @@ def unusual(function, inputs, reference, *skipped):
 WITHOUT_REFERENCE = ("parity", "extremes", "second", "unused", "precision", "inplace")
 WITHOUT_FLOAT64 = ("gradcheck", "gradgradcheck", "second")
 SCALAR, EMPTY = randn(), randn(0, 3)
+POSITIVE = randn(3, 3) @ randn(3, 3).mT + torch.eye(3, dtype=torch.float64)
+CHANCES, OUTCOMES = W.sigmoid(), (X > 0).double()
 
 UNUSUAL = [
     unusual(Sin, (X,), torch.sin),
@@ -450,6 +535,10 @@ UNUSUAL = [
     unusual(Dropout, (X,), dropout, "compile", "func", "vmap"),
     unusual(OwnMask, (X,), dropout, *WITHOUT_REFERENCE, "sizes", "compile", "func", "vmap"),
     unusual(Noise, (X,), noisy, *WITHOUT_REFERENCE, "sizes"),
+    unusual(ByHand, (X,), dropout, *WITHOUT_REFERENCE, "sizes", "func", "vmap"),
+    unusual(Distances, (X, randn(3, 6, seed=5)), torch.cdist, "second"),
+    unusual(LogDeterminant, (POSITIVE,), log_determinant, "vmap"),
+    unusual(Likelihood, (CHANCES.requires_grad_(), OUTCOMES), likelihood, "func", "vmap"),
     unusual(sin, (X,), torch.sin, "func"),
     unusual(composed, ((X, W),), None, *WITHOUT_REFERENCE),
     unusual(straight, (X, W), straight, "raw"),

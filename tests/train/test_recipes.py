@@ -69,6 +69,7 @@ def test_the_loss_curve_is_torchs():
         (["value.toml"], "line 4: train.epochs"),
         (["layer.toml"], "unknown layer 'Linaer': did you mean 'Linear'"),
         (["shape.toml"], "layer 1, Linear(in_features=32"),
+        (["inner.toml"], "layer 3, Linear(in_features=33, out_features=10, bias=True), cannot take [64, 32]"),
         (["digits-mlp", "--set", "train.epoch=1"], "--set train.epoch=1: unknown key"),
         (["digits-mlp", "--set", "train.epochs=ten"], "--set train.epochs=ten: train.epochs"),
         (["digits-mlp", "--set", "epochs"], "expected key=value"),
@@ -93,6 +94,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, mon
     (tmp_path / "key.toml").write_text(model.format(64) + "epoch = 3\n")
     (tmp_path / "value.toml").write_text(model.format(64) + 'epochs = "3"\n')
     (tmp_path / "layer.toml").write_text(model.format(64).replace("Linear", "Linaer") + "epochs = 3\n")
+    deep = '["Linear", 64, 32], ["ReLU"], ["Linear", 33, 10]'
+    inner = model.format(64).replace('["Linear", 64, 10]', deep)
+    (tmp_path / "inner.toml").write_text(inner + "epochs = 3\n")
     (tmp_path / "shape.toml").write_text(model.format(32) + "epochs = 3\n")
     before = {each.name for each in tmp_path.iterdir()}
     assert main(["train", *arguments]) == 2

@@ -1,6 +1,7 @@
 """What `verify` takes and returns, whatever the checks find."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -341,3 +342,30 @@ def test_a_rule_is_held_to_its_angle(monkeypatch, angle, ok):
     report = bpkit.verify(RuleSpec(name="tilted", modules={nn.Linear: Tilted}, angle=angle))
     assert [each.name for each in report.results] == ["angle"]
     assert report.ok == ok
+
+
+class Unpacks(torch.autograd.Function):
+    """Reads a saved tensor that there is not."""
+
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.save_for_backward(x)
+        return scale * x.sin()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output * ctx.saved_tensors[1], None
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((X,), r"the forward raises TypeError: .*missing 1 required positional argument: 'scale'"),
+        ((X, 2.0), r"the backward raises IndexError: tuple index out of range, at test_verify_api.py:\d+"),
+    ],
+)
+def test_what_does_not_run_is_one_failure_with_the_line_that_raised(inputs, message):
+    report = bpkit.verify(Unpacks, *inputs)
+    (result,) = report.results
+    assert (result.name, result.status) == ("call", "fail")
+    assert re.match(message, result.detail), result.detail

@@ -19,8 +19,8 @@ from bpkit.verification.case import (
     cotangents,
     evaluate,
 )
-from bpkit.verification.check import Check, Skipped
-from bpkit.verification.checks.vmap import BATCH, REFUSALS, stack
+from bpkit.verification.check import Check, Skipped, one_line
+from bpkit.verification.checks.vmap import BATCH, OUTSIDE, REFUSALS, stack
 from bpkit.verification.compare import require_equal
 
 # A Jacobian has a row an output element: beyond this many, its rows are no news.
@@ -40,19 +40,25 @@ def run(case: Case) -> str | None:
         "grad": (lambda forward: _grad(case, forward, weights), plain)
     }
     data = [i for i in case.differentiable if i not in case.parameters]
+    refused = {}
     if data:
         batched = case.having({i: stack(case.values[i], 0) for i in data})
-        expected = _looped(case, batched, data, weights)
-        transforms["vmap(grad)"] = (lambda forward: _per_sample(batched, forward, weights, data), expected)
+        try:
+            expected = _looped(case, batched, data, weights)
+            transforms["vmap(grad)"] = (
+                lambda forward: _per_sample(batched, forward, weights, data),
+                expected,
+            )
+        except Exception as error:  # one by one, too, what this check made up is refused
+            refused["vmap(grad)"] = f"{OUTSIDE} ({one_line(error)})"
     if sum(output.numel() for output in outputs) <= ROWS:
         transforms["jacrev"] = (lambda forward: _jacrev(case, forward, weights), plain)
-    refused = {}
     for name, (measure, gradients) in transforms.items():
         try:
             _require(case, measure, gradients, f"under {name}, ")
         except Skipped as refusal:
             refused[name] = str(refusal)
-    if len(refused) == len(transforms):
+    if len(refused) >= len(transforms):
         raise Skipped(next(iter(refused.values())))
     return "; ".join(f"without {name}: {reason}" for name, reason in refused.items()) or None
 
