@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bpkit.core.spec import ModuleSpec, Sample
-from bpkit.verification.case import SEED, Case, Forward
+from bpkit.verification.case import SEED, Case, Forward, seed
 from bpkit.verification.probe import settled
 from bpkit.verification.structure import Rebuild, flatten, tensors
 
@@ -36,7 +36,7 @@ def constructed(kind: type[nn.Module], sample: Sample) -> nn.Module:
 
     A scale of 1 or a shift of 0 would hide a backward that leaves them out.
     """
-    torch.manual_seed(SEED)
+    seed()
     module = kind(*sample.args, **sample.kwargs).double().train(sample.train)
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():

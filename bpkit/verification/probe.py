@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bpkit.verification.case import SEED, Case, Forward, backward, call
+from bpkit.verification.case import SEED, Case, Forward, backward, call, seed
 from bpkit.verification.compare import same_bytes
 from bpkit.verification.precision import rounded
 
@@ -46,14 +46,14 @@ def _draws_otherwise(case: Case) -> bool:
     if case.strict or case.reference is None:
         return False
 
-    def drawn(forward: Forward, dtype: torch.dtype, seed: int) -> Sequence[Tensor]:
-        torch.manual_seed(seed)
+    def drawn(forward: Forward, dtype: torch.dtype, number: int) -> Sequence[Tensor]:
+        seed(number)
         return forward(*case.fresh(required=(), dtype=dtype))
 
     def otherwise(reference: Forward, dtype: torch.dtype) -> bool:
         try:
-            theirs, other = (drawn(reference, dtype, seed) for seed in (SEED, SEED + 1))
-            ours, moved = (drawn(case.forward, dtype, seed) for seed in (SEED, SEED + 1))
+            theirs, other = (drawn(reference, dtype, number) for number in (SEED, SEED + 1))
+            ours, moved = (drawn(case.forward, dtype, number) for number in (SEED, SEED + 1))
             return _gap(ours, moved) > 0 and 2 * _gap(ours, theirs) > _gap(theirs, other) > 0
         except Exception:  # the checks run into it again
             return False

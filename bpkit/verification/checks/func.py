@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from bpkit.verification.case import (
-    SEED,
     Case,
     Evaluation,
     Forward,
@@ -18,6 +17,7 @@ from bpkit.verification.case import (
     call,
     cotangents,
     evaluate,
+    seed,
 )
 from bpkit.verification.check import Check, Skipped, one_line
 from bpkit.verification.checks.vmap import BATCH, OUTSIDE, REFUSALS, stack
@@ -69,7 +69,7 @@ Gradients = dict[int, Tensor | None]
 
 def _require(case: Case, measure: Callable[[Forward], Gradients], expected: Gradients, where: str) -> None:
     def seeded(forward: Forward) -> Gradients:
-        torch.manual_seed(SEED)
+        seed()
         return measure(forward)
 
     actual = both(case, seeded, refusals=REFUSALS)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bpkit.verification.case import SEED
+from bpkit.verification.case import seed
 from bpkit.verification.check import Check, Failed, one_line
 from bpkit.verification.compare import same_bytes
 from bpkit.verification.structure import tensors
@@ -42,7 +42,7 @@ def run(case: ModuleCase) -> str:
 
 
 def _output(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    torch.manual_seed(SEED)
+    seed()
     with torch.no_grad():
         return tensors(module(*copy.deepcopy(inputs)))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bpkit.verification.case import SEED, Case, Evaluation, Forward, call, evaluate
+from bpkit.verification.case import SEED, Case, Evaluation, Forward, call, evaluate, seed
 from bpkit.verification.check import Check, Failed
 from bpkit.verification.compare import same_bytes
 
@@ -55,13 +55,13 @@ def is_random(case: Case, forward: Forward) -> bool:
     first = call(forward, case.fresh(required=()))
     return any(
         not same_bytes(a, b)
-        for seed in range(1, 4)
-        for a, b in zip(first, _seeded(case, forward, seed), strict=True)
+        for shift in range(1, 4)
+        for a, b in zip(first, _seeded(case, forward, shift), strict=True)
     )
 
 
-def _seeded(case: Case, forward: Forward, seed: int) -> tuple[Tensor, ...]:
-    torch.manual_seed(SEED + seed)
+def _seeded(case: Case, forward: Forward, shift: int) -> tuple[Tensor, ...]:
+    seed(SEED + shift)
     return forward(*case.fresh(required=()))
 
 
@@ -85,7 +85,7 @@ def _require_distribution(case: Case, reference: Forward) -> None:
 
 def _draws(case: Case, forward: Forward) -> list[Tensor]:
     """`[DRAWS, *]` for each output, every draw with a seed of its own."""
-    draws = [_seeded(case, forward, seed) for seed in range(DRAWS)]
+    draws = [_seeded(case, forward, shift) for shift in range(DRAWS)]
     return [torch.stack(each).double().flatten(1) for each in zip(*draws, strict=True)]
 
 

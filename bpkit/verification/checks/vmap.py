@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from bpkit.verification.case import SEED, Case, Evaluation, Forward, backward, both, call, cotangents
+from bpkit.verification.case import Case, Evaluation, Forward, backward, both, call, cotangents, seed
 from bpkit.verification.check import Check, Failed, Skipped, one_line
 from bpkit.verification.compare import require_equal
 from bpkit.verification.variants import resampled
@@ -42,7 +42,7 @@ def run(case: Case) -> str | None:
             dims: tuple[int | None, ...] = dims,
         ) -> Evaluation:
             values = batched.fresh()
-            torch.manual_seed(SEED)
+            seed()
             outputs = torch.func.vmap(forward, in_dims=dims, randomness="same")(*values)
             return _evaluation(outputs, values)
 
