@@ -14,6 +14,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device", default="cpu", help="where the tests make their tensors: cpu (default), cuda"
     )
+    parser.addoption(
+        "--every-sample", action="store_true", help="run the slow conformance tests on all of torch's samples"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

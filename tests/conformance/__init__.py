@@ -1,0 +1,1 @@
+"""bpkit against the samples that PyTorch tests itself with."""

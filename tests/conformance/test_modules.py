@@ -1,0 +1,312 @@
+"""Every module against torch's own, on the samples that PyTorch tests itself with."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing._internal.common_modules import ModuleErrorEnum
+
+from bpkit.core.graph import kind
+from bpkit.core.module import Handwritten
+from bpkit.core.purity import audit, run_backward
+from bpkit.verification.structure import flatten, tensors
+from tests.conformance.entries import Entry, entries
+from tests.conformance.pair import (
+    Arguments,
+    build,
+    call,
+    cotangents,
+    describe,
+    graph,
+    pairs,
+    require_same,
+    run,
+    spread,
+)
+
+# torch's own modules warn on some of torch's own samples.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+RTOL = {torch.float64: 1e-11, torch.float32: 2e-5}
+# Numerical differentiation and tracing are slow: of an entry's samples this many, spread over all of them.
+FEW = 4
+
+every_module = pytest.mark.parametrize("entry", entries().values(), ids=lambda entry: entry.name)
+
+
+@pytest.fixture
+def few(request: pytest.FixtureRequest) -> int | None:
+    return None if request.config.getoption("--every-sample") else FEW
+
+
+@every_module
+def test_the_class_is_ours_and_torchs(entry: Entry) -> None:
+    assert entry.ours is not entry.theirs
+    assert issubclass(entry.ours, Handwritten)
+    assert issubclass(entry.ours, entry.theirs)
+
+
+@every_module
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_outputs_gradients_and_buffers_are_torchs(entry: Entry, dtype: torch.dtype) -> None:
+    for label, theirs, ours, given in pairs(entry, dtype):
+        require_same(run(ours, given), run(theirs, given), RTOL[dtype], label)
+
+
+@every_module
+def test_every_node_is_handwritten_or_a_view(entry: Entry) -> None:
+    for label, _, ours, given in pairs(entry, torch.float64):
+        foreign = [node for node in graph(ours, given) if kind(node) in ("native", "opaque")]
+        assert not foreign, f"{label}: {describe(foreign)}"
+
+
+@every_module
+def test_a_backward_calls_no_backward(entry: Entry) -> None:
+    for label, _, ours, given in pairs(entry, torch.float64):
+        arguments = Arguments(given)
+        roots = [each for each in call(ours, arguments) if each.requires_grad]
+        wanted = [*arguments.leaves.values(), *ours.parameters()]
+        if roots and wanted:
+            with audit() as found:
+                run_backward(roots, wanted, cotangents(roots))
+            assert not found.breaches, f"{label}: {found.breaches}"
+
+
+@every_module
+def test_any_layout_of_inputs_and_gradients_is_taken(entry: Entry) -> None:
+    for label, theirs, ours, given in pairs(entry, torch.float64):
+        require_same(run(ours, given, spread, spread), run(theirs, given, spread), RTOL[torch.float64], label)
+
+
+@every_module
+def test_memory_format_follows_torchs(entry: Entry) -> None:
+    def innermost(tensor: Tensor) -> Tensor:
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        return tensor.clone(memory_format=formats.get(tensor.dim(), torch.preserve_format))
+
+    for label, theirs, ours, given in pairs(entry, torch.float32):
+        for each in (ours, theirs):
+            if not entry.lazy:
+                for parameter in each.parameters():
+                    parameter.data = innermost(parameter.data)
+        mine, twin = run(ours, given, innermost), run(theirs, given, innermost)
+        require_same(mine, twin, RTOL[torch.float32], label)
+        for a, b in zip(mine.outputs, twin.outputs, strict=True):
+            assert _formats(a) >= _formats(b), f"{label}: {a.stride()} for {b.stride()}"
+
+
+def _formats(tensor: Tensor) -> set[torch.memory_format]:
+    known = {4: torch.channels_last, 5: torch.channels_last_3d}
+    own = known.get(tensor.dim())
+    return {own} if own is not None and tensor.is_contiguous(memory_format=own) else set()
+
+
+@every_module
+def test_repr_state_pickle_and_deepcopy_are_torchs(entry: Entry) -> None:
+    for label, theirs, ours, given in pairs(entry, torch.float64):
+        assert repr(ours) == repr(theirs), label
+        assert list(ours.state_dict()) == list(theirs.state_dict()), label
+        if not entry.lazy:
+            for key, value in theirs.state_dict().items():
+                assert torch.equal(ours.state_dict()[key], value) or value.isnan().any(), f"{label}: {key}"
+            theirs.load_state_dict(ours.state_dict())
+            expected = run(copy.deepcopy(ours), given)
+        else:  # what has no values yet forgets its dtype when pickled: torch's, too
+            expected = run(ours, given)
+        for other in (_pickled(ours), copy.deepcopy(ours)):
+            assert type(other) is type(ours), label
+            require_same(run(other, given), expected, 0.0, label)
+
+
+def _pickled(module: nn.Module) -> nn.Module:
+    try:
+        return pickle.loads(pickle.dumps(module))
+    except (AttributeError, pickle.PicklingError):  # a sample's local function, no more picklable in torch's
+        return copy.deepcopy(module)
+
+
+@every_module
+def test_errors_are_torchs(entry: Entry) -> None:
+    for each in entry.errors():
+        sample = each.module_error_input
+        if each.error_on is ModuleErrorEnum.CONSTRUCTION_ERROR:
+            with pytest.raises(each.error_type, match=each.error_regex):
+                build(entry.ours, sample, torch.float64, True)
+            continue
+        # torch's regular expressions are not all regular: the words of torch's own error are the measure.
+        module, twin = (build(cls, sample, torch.float64, True) for cls in (entry.ours, entry.theirs))
+        with pytest.raises(each.error_type) as expected:
+            call(twin, Arguments(sample.forward_input))
+        with pytest.raises(each.error_type, match=re.escape(str(expected.value).split("\n")[0])):
+            call(module, Arguments(sample.forward_input))
+
+
+@every_module
+def test_gradcheck_and_gradgradcheck(entry: Entry, few: int | None) -> None:
+    for label, _, ours, given in pairs(entry, torch.float64, few):
+        function, values = _plain(ours, given)
+        if not values:
+            continue
+        assert torch.autograd.gradcheck(function, values, fast_mode=True), label
+        if all(each.numel() for each in values):
+            assert torch.autograd.gradgradcheck(
+                function, values, cotangents(_roots(function, values)), fast_mode=True
+            ), label
+
+
+def _roots(function: Callable[..., Any], values: tuple[Tensor, ...]) -> list[Tensor]:
+    return [each.detach() for each in tensors(function(*values))]
+
+
+def _plain(module: nn.Module, given: Any) -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
+    """The module as a function of its differentiable inputs and parameters, and their values."""
+    if _is_lazy(module):
+        call(module, Arguments(given))
+    module = copy.deepcopy(module)  # its buffers change with every call
+    arguments = Arguments(given)
+    names = [key for key, p in module.named_parameters() if p.requires_grad]
+    values = (
+        *arguments.leaves.values(),
+        *(module.get_parameter(key).detach().clone().requires_grad_() for key in names),
+    )
+    leaves, rebuild = flatten((arguments.args, arguments.kwargs))
+    places = [next((i for i, v in enumerate(values) if v is leaf), None) for leaf in leaves]
+    state = {key: value.clone() for key, value in module.named_buffers()}
+
+    def function(*now: Tensor) -> Any:
+        torch.manual_seed(1)
+        args, kwargs = rebuild(
+            iter([leaf if at is None else now[at] for at, leaf in zip(places, leaves, strict=True)])
+        )
+        parameters = dict(zip(names, now[len(now) - len(names) :], strict=True))
+        buffers = {key: value.clone() for key, value in state.items()}
+        outputs = torch.func.functional_call(module, {**parameters, **buffers}, args, kwargs)
+        found = tensors(outputs)
+        return tuple(each for each in found if each.is_floating_point())
+
+    return function, values
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    return getattr(module, "has_uninitialized_params", lambda: False)()
+
+
+@every_module
+def test_func_grad(entry: Entry) -> None:
+    for label, theirs, ours, given in pairs(entry, torch.float64):
+        try:
+            expected = _func_grad(theirs, given)
+        except Exception:  # torch's own cannot
+            continue
+        if expected is not None:
+            actual = _func_grad(ours, given)
+            assert actual is not None, label
+            for a, b in zip(actual, expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=lambda m, at=label: f"{at}: {m}")
+
+
+def _func_grad(module: nn.Module, given: Any) -> tuple[Tensor, ...] | None:
+    function, values = _plain(module, given)
+    if not values:
+        return None
+
+    def loss(*now: Tensor) -> Tensor:
+        outputs = function(*now)
+        return sum((a * b).sum() for a, b in zip(outputs, cotangents(list(outputs)), strict=True))
+
+    return torch.func.grad(loss, tuple(range(len(values))))(*values)
+
+
+@every_module
+def test_vmap(entry: Entry, few: int | None) -> None:
+    for label, theirs, ours, given in pairs(entry, torch.float64, few):
+        try:
+            expected = _mapped(theirs, given)
+        except Exception:  # torch's own cannot be mapped
+            continue
+        if expected is None:
+            continue
+        actual = _mapped(ours, given)
+        if not entry.random and not getattr(ours, "dropout", 0):
+            for a, b in zip(actual, expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=lambda m, at=label: f"{at}: {m}")
+
+
+def _mapped(module: nn.Module, given: Any) -> tuple[Tensor, ...] | None:
+    """Per-sample gradients of two samples: a vmap over a grad."""
+    function, values = _plain(module, given)
+    if not values:
+        return None
+
+    def loss(*now: Tensor) -> Tensor:
+        return sum((each * each).sum() for each in function(*now))
+
+    both = [torch.stack((each, each * 0.9)).detach() for each in values]
+    return torch.vmap(torch.func.grad(loss, tuple(range(len(values)))), randomness="same")(*both)
+
+
+@every_module
+def test_autocast(entry: Entry) -> None:
+    for label, theirs, ours, given in pairs(entry, torch.float32):
+        try:
+            with torch.autocast("cpu", torch.bfloat16):
+                twin = run(copy.deepcopy(theirs), given)
+        except RuntimeError:  # torch's own has no bfloat16 kernel here
+            continue
+        truth = run(theirs, given)
+        with torch.autocast("cpu", torch.bfloat16):
+            mine = run(ours, given)
+        assert [each.dtype for each in mine.outputs] == [each.dtype for each in twin.outputs], label
+        for a, b, c in zip(mine.outputs, twin.outputs, truth.outputs, strict=True):
+            if c.numel() and c.is_floating_point():
+                size = float(c.abs().nan_to_num(0, 0, 0).max())
+                allowed = 3 * _gap(b, c) + 1e-2 * size
+                assert _gap(a, c) <= allowed, f"{label}: off by {_gap(a, c):.1e}, torch's {_gap(b, c):.1e}"
+        for key, b in twin.gradients.items():
+            a, c = mine.gradients[key], truth.gradients[key]
+            assert (a is None) == (b is None), f"{label}: gradient of {key}"
+            if a is not None:
+                assert a.dtype is b.dtype, f"{label}: gradient of {key} is {a.dtype}, torch's {b.dtype}"
+                largest = max(_size(g) for g in truth.gradients.values() if g is not None)
+                allowed = 3 * _gap(b, c) + 2e-2 * largest
+                assert _gap(a, c) <= allowed, f"{label}: gradient of {key} off by {_gap(a, c):.1e}"
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    return _size(torch.where(a.isfinite() & b.isfinite(), a.double() - b.double(), 0.0))
+
+
+def _size(tensor: Tensor) -> float:
+    return float(tensor.abs().nan_to_num(0, 0, 0).max()) if tensor.numel() else 0.0
+
+
+@every_module
+def test_compile(entry: Entry, few: int | None) -> None:
+    for label, theirs, ours, given in pairs(entry, torch.float64, few):
+        torch._dynamo.reset()
+        if entry.lazy:
+            call(theirs, Arguments(given))
+            call(ours, Arguments(given))
+            ours.load_state_dict(theirs.state_dict())
+        expected = run(copy.deepcopy(theirs), given)
+        compiled: Any = torch.compile(ours, backend="aot_eager")
+        arguments = Arguments(given)
+        outputs = call(compiled, arguments)
+        roots = [each for each in outputs if each.requires_grad]
+        wanted = {**arguments.leaves, **{key: p for key, p in ours.named_parameters() if p.requires_grad}}
+        if not roots:
+            continue
+        gradients = torch.autograd.grad(roots, list(wanted.values()), cotangents(roots), allow_unused=True)
+        for (key, _), a in zip(wanted.items(), gradients, strict=True):
+            b = expected.gradients[key]
+            if b is not None and not entry.random:
+                torch.testing.assert_close(
+                    a, b, rtol=1e-9, atol=1e-9, msg=lambda m, at=f"{label} {key}": f"{at}: {m}"
+                )
