@@ -14,21 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bpkit.bench.cases import LARGE, SMALL, Case, case_of
 from bpkit.bench.measure import interleave
 from bpkit.core.fuse import MIN_NUMEL, compiler_available
 from bpkit.core.spec import ModuleSpec
 
-SMALL, LARGE = 1 << 13, 1 << 20
 MOST_SLOWER = 40e-6  # seconds more than torch on a small input
 MOST_TIMES = 1.5  # times torch's on a large one
-
-
-@dataclass(frozen=True)
-class Case:
-    """How to build a layer and its inputs with about `n` elements."""
-
-    inputs: Callable[[int], tuple[Tensor, ...]]
-    args: Callable[[int], tuple[Any, ...]] = lambda n: ()
 
 
 @dataclass(frozen=True)
@@ -65,68 +57,6 @@ class Row:
         return self.best - self.torch <= MOST_SLOWER
 
 
-def _floats(*shape: int) -> Tensor:
-    return torch.randn(*shape, requires_grad=True)
-
-
-def _matrix(n: int) -> tuple[Tensor, ...]:
-    return (_floats(n // _width(n), _width(n)),)
-
-
-def _width(n: int) -> int:
-    return 128 if n < LARGE else 1024
-
-
-def _images(n: int) -> tuple[Tensor, ...]:
-    return (_floats(n // (32 * 16 * 16), 32, 16, 16) if n < LARGE else _floats(n // (1 << 17), 32, 64, 64),)
-
-
-def _sequences(n: int) -> tuple[Tensor, ...]:
-    return (_floats(16, n // (16 * 32), 32) if n < LARGE else _floats(64, n // (64 * 256), 256),)
-
-
-def _probabilities(n: int) -> tuple[Tensor, ...]:
-    (logits,) = _matrix(n)
-    return logits.detach().sigmoid().requires_grad_(), torch.rand(logits.shape)
-
-
-def _classes(n: int) -> tuple[Tensor, ...]:
-    (logits,) = _matrix(n)
-    return logits, torch.randint(logits.shape[1], (len(logits),))
-
-
-def _pair(n: int) -> tuple[Tensor, ...]:
-    (predicted,) = _matrix(n)
-    return predicted, torch.rand(predicted.shape)
-
-
-def _recurrent(n: int) -> tuple[int, int]:
-    return (32, 64) if n < LARGE else (256, 256)
-
-
-# What an elementwise layer is measured on serves every layer that is not named here.
-DEFAULT = Case(_matrix)
-CASES: dict[str, Case] = {
-    "Linear": Case(_matrix, lambda n: (_width(n), _width(n))),
-    "Conv2d": Case(_images, lambda n: (32, 32, 3, 1, 1)),
-    "MaxPool2d": Case(_images, lambda n: (2,)),
-    "AvgPool2d": Case(_images, lambda n: (2,)),
-    "BatchNorm1d": Case(_matrix, lambda n: (_width(n),)),
-    "BatchNorm2d": Case(_images, lambda n: (32,)),
-    "LayerNorm": Case(_matrix, lambda n: (_width(n),)),
-    "Embedding": Case(lambda n: (torch.randint(1000, (n // 64,)),), lambda n: (1000, 64)),
-    "Softmax": Case(_matrix, lambda n: (-1,)),
-    "LogSoftmax": Case(_matrix, lambda n: (-1,)),
-    "RNN": Case(_sequences, _recurrent),
-    "LSTM": Case(_sequences, _recurrent),
-    "mse": Case(_pair),
-    "l1": Case(_pair),
-    "cross_entropy": Case(_classes),
-    "bce": Case(_probabilities),
-    "bce_with_logits": Case(_pair),
-}
-
-
 def measure(
     specs: Iterable[ModuleSpec],
     saved: Callable[[nn.Module, tuple[Any, ...]], int],
@@ -137,7 +67,7 @@ def measure(
     for spec in specs:
         for n in sizes:
             if spec.reference is not None:
-                yield _row(spec, spec.reference, CASES.get(spec.name, DEFAULT), n, saved, seconds)
+                yield _row(spec, spec.reference, case_of(spec.name), n, saved, seconds)
 
 
 def _row(
