@@ -15,7 +15,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the names below, for a type checker: a plugin's author is told of a wrong field
-    from bpkit import data as data, functional as functional, nn as nn, optim as optim, plugins as plugins
+    from bpkit import (
+        data as data,
+        functional as functional,
+        nn as nn,
+        ops as ops,
+        optim as optim,
+        plugins as plugins,
+    )
     from bpkit.core.errors import BpkitError as BpkitError
     from bpkit.core.function import Function as Function
     from bpkit.core.fuse import fuse as fuse
@@ -33,7 +40,13 @@ if TYPE_CHECKING:  # the names below, for a type checker: a plugin's author is t
     from bpkit.diagnostics.finding import Finding as Finding
     from bpkit.diagnostics.watch import watch as watch
     from bpkit.plugins.hookspecs import hookimpl as hookimpl
-    from bpkit.swap import convert as convert, converted as converted, revert as revert
+    from bpkit.swap import (
+        convert as convert,
+        converted as converted,
+        coverage as coverage,
+        handwritten as handwritten,
+        revert as revert,
+    )
     from bpkit.train import Trainer as Trainer
     from bpkit.verification import verify as verify
 
@@ -56,12 +69,14 @@ _HOME = {
     "convert": "bpkit.swap",
     "revert": "bpkit.swap",
     "converted": "bpkit.swap",
+    "coverage": "bpkit.swap",
+    "handwritten": "bpkit.swap",
     "verify": "bpkit.verification",
     "watch": "bpkit.diagnostics",
     "Finding": "bpkit.diagnostics",
     "Trainer": "bpkit.train",
 }
-_PACKAGES = ("nn", "functional", "optim", "plugins", "data")
+_PACKAGES = ("nn", "functional", "ops", "optim", "plugins", "data")
 
 __all__ = [*_HOME, *_PACKAGES, "__version__"]
 

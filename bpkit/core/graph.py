@@ -13,14 +13,18 @@ from bpkit.core.function import Function
 Kind = Literal["handwritten", "native", "view", "opaque", "leaf"]
 
 # The nodes of torch's views, whose backward is a view as well or, of a part, the part among zeros.
+# fmt: off
 VIEWS = frozenset(
     f"{name}Backward"
     for name in (
-        "Alias AsStrided BroadcastTo Conj Diagonal Expand ExpandAs Imag LiftFresh LinalgDiagonal NegView "
-        "Permute Real ReshapeAlias ResolveConj ResolveNeg Select Slice Split SplitWithSizes Squeeze T Transpose "
-        "Unbind Unfold UnsafeSplit UnsafeSplitWithSizes UnsafeView Unsqueeze View ViewAs ViewAsComplex ViewAsReal"
-    ).split()
+        "Alias", "AsStrided", "BroadcastTo", "Conj", "Diagonal", "Expand", "ExpandAs", "Imag",
+        "LiftFresh", "LinalgDiagonal", "NegView", "Permute", "Real", "ReshapeAlias", "ResolveConj",
+        "ResolveNeg", "Select", "Slice", "Split", "SplitWithSizes", "Squeeze", "T", "Transpose",
+        "Unbind", "Unfold", "UnsafeSplit", "UnsafeSplitWithSizes", "UnsafeView", "Unsqueeze",
+        "View", "ViewAs", "ViewAsComplex", "ViewAsReal"
+    )
 )
+# fmt: on
 
 
 def nodes(outputs: Sequence[Tensor]) -> Iterator[Any]:

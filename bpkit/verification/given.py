@@ -17,7 +17,7 @@ from bpkit.verification.case import Case, call
 from bpkit.verification.compare import same_bytes
 from bpkit.verification.modules import module_case
 from bpkit.verification.probe import settled
-from bpkit.verification.structure import flatten, tensors
+from bpkit.core.structure import flatten, tensors
 from bpkit.verification.subjects import ModuleCase
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+
+from bpkit.core.graph import nodes
 
 
 @dataclass(frozen=True)
@@ -22,19 +24,6 @@ class Entry:
     def name(self) -> str:
         """The Function's own name."""
         return type(self.node).__name__.removesuffix("Backward")
-
-
-def nodes(outputs: Sequence[Tensor]) -> Iterator[Any]:
-    """Every node of the graph behind `outputs`, once."""
-    waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        yield node
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                waiting.append(following)
 
 
 def python_backwards(outputs: Sequence[Tensor], grad_outputs: Sequence[Tensor]) -> list[Entry]:

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from bpkit.core.spec import ModuleSpec, Sample
 from bpkit.verification.case import SEED, Case, Forward, seed
 from bpkit.verification.probe import settled
-from bpkit.verification.structure import Rebuild, flatten, tensors
+from bpkit.core.structure import Rebuild, flatten, tensors
 
 
 def spec_cases(spec: ModuleSpec) -> Iterator[Case]:
@@ -34,10 +34,15 @@ def spec_cases(spec: ModuleSpec) -> Iterator[Case]:
 def constructed(kind: type[nn.Module], sample: Sample) -> nn.Module:
     """The sample's module in float64, with parameters and buffers away from their defaults.
 
-    A scale of 1 or a shift of 0 would hide a backward that leaves them out.
+    A scale of 1 or a shift of 0 would hide a backward that leaves them out. A lazy module is called once,
+    to have any.
     """
     seed()
     module = kind(*sample.args, **sample.kwargs).double().train(sample.train)
+    if any(map(nn.parameter.is_lazy, (*module.parameters(), *module.buffers()))):
+        here = torch.get_default_device()  # the module's own
+        with torch.no_grad():
+            module(*(each.to(here) if isinstance(each, Tensor) else each for each in sample.inputs))
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for parameter in module.parameters():

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.testing._internal.common_modules import FunctionInput, ModuleInput
 
 from bpkit.core.graph import name, nodes
+from bpkit.core.structure import flatten, tensors
 from bpkit.verification.compare import relative_error
-from bpkit.verification.structure import flatten, tensors
 from tests.conformance.entries import Entry
 
 # A gradient this much smaller than the largest one is compared to that one: its true value may be zero.
@@ -105,7 +105,10 @@ def cotangents(outputs: list[Tensor], change: Callable[[Tensor], Tensor] = torch
 
 
 def pairs(entry: Entry, dtype: torch.dtype, most: int | None = None) -> Iterator[tuple[str, Any, Any, Any]]:
-    """`(label, torch's module, bpkit's with its state, forward arguments)` of every sample, or of `most` spread over them."""
+    """`(label, torch's module, bpkit's with its state, forward arguments)` of every sample.
+
+    Or of `most`, spread over all of them.
+    """
     given = list(entry.inputs(dtype))
     if most is not None and len(given) > most:
         given = [given[round(i * (len(given) - 1) / (most - 1))] for i in range(most)]

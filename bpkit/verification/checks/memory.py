@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bpkit.verification.case import Case, Forward, call
 from bpkit.verification.check import Check
-from bpkit.verification.graph import nodes
+from bpkit.core.graph import nodes
 
 
 def run(case: Case) -> str | None:

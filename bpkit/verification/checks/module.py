@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bpkit.verification.case import seed
 from bpkit.verification.check import Check, Failed, one_line
 from bpkit.verification.compare import same_bytes
-from bpkit.verification.structure import tensors
+from bpkit.core.structure import tensors
 from bpkit.verification.subjects import ModuleCase
 
 
