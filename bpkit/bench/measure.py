@@ -48,7 +48,12 @@ def _synchronize() -> None:
 
 
 def saved_bytes(module: torch.nn.Module, inputs: tuple[Any, ...]) -> int:
-    """Bytes that a call keeps for backward: unique storages, parameters apart."""
+    """Bytes that `module(*inputs)` keeps for backward: see `saved_in`."""
+    return saved_in(module, lambda: module(*inputs))
+
+
+def saved_in(module: torch.nn.Module, run: Callable[[], object]) -> int:
+    """Bytes that `run`, a forward of `module`, keeps for backward: unique storages, parameters apart."""
     owned = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     kept: dict[int, int] = {}
 
@@ -59,6 +64,6 @@ def saved_bytes(module: torch.nn.Module, inputs: tuple[Any, ...]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = module(*inputs)
+        output = run()
     del output
     return sum(kept.values())

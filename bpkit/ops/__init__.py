@@ -109,6 +109,8 @@ from bpkit.ops.shaping import (
     index_select as index_select,
     masked_scatter as masked_scatter,
     masked_select as masked_select,
+    pack_padded_sequence as pack_padded_sequence,
+    pad_packed_sequence as pad_packed_sequence,
     repeat as repeat,
     repeat_interleave as repeat_interleave,
     reshape as reshape,

@@ -274,6 +274,35 @@ def repeat_interleave(
     return index_select(input, dim, positions)
 
 
+_pack = op(
+    lambda input, lengths: torch._VF._pack_padded_sequence(input, lengths, False),
+    name="pack_padded_sequence",
+    input=lambda g, out1, shape: torch._VF._pad_packed_sequence(g, out1, False, 0.0, shape[0])[0],
+)
+
+
+def pack_padded_sequence(input: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+    """What `torch.nn.utils.rnn.pack_padded_sequence` runs: the rows of each step that are there."""
+    return _pack(input.transpose(0, 1) if batch_first else input, lengths)
+
+
+_pad_packed = op(
+    lambda data, batch_sizes, padding, length: torch._VF._pad_packed_sequence(
+        data, batch_sizes, False, padding, length
+    ),
+    name="pad_packed_sequence",
+    data=lambda g, batch_sizes, out1: torch._VF._pack_padded_sequence(g, out1, False)[0],
+)
+
+
+def pad_packed_sequence(
+    data: Tensor, batch_sizes: Tensor, batch_first: bool, padding_value: float, total_length: int
+) -> tuple[Tensor, Tensor]:
+    """What `torch.nn.utils.rnn.pad_packed_sequence` runs: back among the padding."""
+    padded, lengths = _pad_packed(data, batch_sizes, padding_value, total_length)
+    return (padded.transpose(0, 1) if batch_first else padded), lengths
+
+
 flip = op(lambda input, dims: torch.flip(input, dims), name="flip", input=lambda g, dims: g.flip(dims))
 
 
