@@ -39,7 +39,7 @@ def _spread(reduced: Tensor, shape: torch.Size, dim: Axes, keepdim: bool) -> Ten
 
 
 def _count(shape: torch.Size, dim: Axes) -> int:
-    return math.prod(shape[axis] for axis in _axes(dim, len(shape))) if shape else 1
+    return math.prod([shape[axis] for axis in _axes(dim, len(shape))]) if shape else 1
 
 
 sum = op(

@@ -19,18 +19,26 @@ from fnmatch import translate
 from typing import TypeVar
 
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from bpkit.core.errors import BpkitError
 from bpkit.core.module import Handwritten
 from bpkit.core.spec import RuleSpec
+from bpkit.layers.parametrized import TWINS as PARAMETRIZATIONS
 from bpkit.plugins.registry import registry
 
 Model = TypeVar("Model", bound=nn.Module)
 Selector = str | type[nn.Module]
 Classes = Mapping[type[nn.Module], type[nn.Module]]
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+_CONTAINERS = (
+    nn.Sequential,
+    nn.ModuleList,
+    nn.ModuleDict,
+    nn.ParameterList,
+    nn.ParameterDict,
+    ParametrizationList,
+)
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,10 @@ def converted(model: nn.Module) -> ConvertReport:
 def twins() -> dict[type[nn.Module], type[nn.Module]]:
     """By torch class, the registered hand-written class that stands in for it."""
     specs = [*registry().layers, *registry().losses]
-    return {spec.reference: spec.module for spec in specs if spec.reference is not None}
+    return {
+        **{spec.reference: spec.module for spec in specs if spec.reference is not None},
+        **PARAMETRIZATIONS,
+    }
 
 
 def _under(spec: RuleSpec) -> dict[type[nn.Module], type[nn.Module]]:

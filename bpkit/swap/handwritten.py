@@ -20,7 +20,6 @@ every call, so that this raises torch's CheckpointError. The way to do it right:
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from bpkit import ops
 from bpkit.core.inplace import overwrite
@@ -88,8 +87,7 @@ _METHODS: Mapping[str, Callable[..., Any]] = {
 }
 
 
-@functools.cache
-def replacements() -> Mapping[Any, Callable[..., Any]]:
+def _replacements() -> Mapping[Any, Callable[..., Any]]:
     """By torch's function or method, the hand-written one that answers for it."""
     found: dict[Any, Callable[..., Any]] = {}
     for name in dir(F):
@@ -133,6 +131,10 @@ def _inplace(own: Callable[..., Any]) -> Callable[..., Tensor]:
     return inplace
 
 
+# Made once, on import: Dynamo looks through a dictionary, and not through what would make one.
+REPLACEMENTS = _replacements()
+
+
 class handwritten(TorchFunctionMode):  # noqa: N801 - used as a function: `with handwritten():`
     """Run torch's functions and tensor operators inside the block hand-written, where bpkit has them."""
 
@@ -142,8 +144,8 @@ class handwritten(TorchFunctionMode):  # noqa: N801 - used as a function: `with 
         kwargs = kwargs or {}
         if "out" in kwargs and kwargs["out"] is None:
             kwargs = {key: value for key, value in kwargs.items() if key != "out"}
-        own = replacements().get(func)
-        if own is None:
+        own = REPLACEMENTS.get(func)
+        if own is None or _inside_another():
             return func(*args, **kwargs)
         try:
             output = own(*args, **kwargs)
@@ -156,6 +158,11 @@ class handwritten(TorchFunctionMode):  # noqa: N801 - used as a function: `with 
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             _mark()
         return output
+
+
+def _inside_another() -> bool:
+    """Whether a second mode lies under this one, which answers in its place: one at a time."""
+    return any(isinstance(each, handwritten) for each in _get_current_function_mode_stack())
 
 
 def _binds(own: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -154,6 +154,8 @@ def test_gradcheck_and_gradgradcheck(entry: Entry, few: int | None) -> None:
         function, values = _plain(ours, given)
         if not values or any(each.isnan().any() for each in values):  # torch's sample of KLDivLoss
             continue
+        if any(each.isnan().any() for each in _roots(function, values)):  # and of LPPool: (-1)^1.5
+            continue
         if entry.name == "CTCLoss":  # as torch defines its gradient: of what log_softmax is given
             function = _after_log_softmax(function)
         assert torch.autograd.gradcheck(function, values, fast_mode=True), label
