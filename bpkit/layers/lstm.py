@@ -42,108 +42,51 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bpkit import ops
 from bpkit.core.function import Function
 from bpkit.core.spec import LayerSpec, Sample, randn
 from bpkit.layers.recurrent import (
     BatchSizes,
+    Derived,
     Recurrent,
+    Side,
+    Steps,
     Weights,
-    affine,
     extended,
     first,
-    may_write,
+    gradients,
+    keep,
     run_kernel,
+    run_steps,
     saved_bytes,
-    states_before,
     transformed,
-    uniform,
 )
 
 
 class LSTMFunction(Function):
-    """One layer in one direction: `(x [rows, I], h_0 [B, P], c_0 [B, H], ...)` to output, h_n, c_n.
+    """One layer: `(x [T, B, I] or [rows, I], h_0 [D, B, P], c_0 [D, B, H], ...)` to output, h_n, c_n.
 
-    `rows` are packed by step, `batch_sizes` to a step. `order` is None, or the order in which to read
-    them (and to write the output), which must be its own inverse.
+    D directions, with the five `Weights` of each.
     """
 
     autocast = {"cpu": "lower", "cuda": "lower"}
 
     @staticmethod
     def forward(
-        input: Tensor,
-        h_0: Tensor,
-        c_0: Tensor,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        b_ih: Tensor | None,
-        b_hh: Tensor | None,
-        w_hr: Tensor | None,
-        order: Tensor | None,
-        batch_sizes: BatchSizes,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        rows = input if order is None else input[order]
-        kernel = (w_hr is None or input.is_cuda) and not transformed()  # else torch's has no better way
-        run = _kernel if kernel else _steps
-        output, h_n, c_n = run(rows, h_0, c_0, (w_ih, w_hh, b_ih, b_hh, w_hr), batch_sizes)
-        return output if order is None else output[order], h_n, c_n
+        input: Tensor, h_0: Tensor, c_0: Tensor, batch_sizes: BatchSizes, *weights: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        projected = weights[-1] is not None
+        if transformed() or (projected and not input.is_cuda):  # on CPU torch has no better way either
+            return run_steps(step, input, (h_0, c_0), batch_sizes, weights)
+        return run_kernel(torch.lstm, input, (h_0, c_0), batch_sizes, weights)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.batch_sizes = inputs
-        ctx.save_for_backward(*tensors, output[0])
+        keep(ctx, inputs, output[0])
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:
-        input, h_0, c_0, w_ih, w_hh, b_ih, b_hh, w_hr, order, output = ctx.saved_tensors
-        sizes, need, write = ctx.batch_sizes, ctx.needs_input_grad, may_write()
-        if order is not None:
-            input, output, grad_output = input[order], output[order], grad_output[order]
-        h_before = states_before(output.split(sizes), h_0)
-        z = affine(input, w_ih, b_ih, b_hh)  #                                               [rows, 4H]
-        factors = _factors_in_place if write else _factors
-        f, r, through_c, local = factors(z, h_before, w_hh, c_0, sizes)
-
-        eta, epsilon = grad_h[:0], grad_c[:0]
-        dc = f_after = grad_c  # of the step after, once there is one
-        steps = (grad_output.split(sizes), through_c.split(sizes), f.split(sizes), local.split(sizes))
-        delta_z: list[Tensor] = []
-        delta_h: list[Tensor] = []
-        for grad_t, through_t, f_t, local_t in zip(*map(reversed, steps), strict=True):
-            rows = grad_t.shape[0]
-            if delta_z:
-                eta, epsilon = delta_z[-1] @ w_hh, dc * f_after
-            dh = grad_t + extended(eta, first(grad_h, rows))
-            dr = dh if w_hr is None else dh @ w_hr
-            dc = torch.addcmul(extended(epsilon, first(grad_c, rows)), dr, through_t)
-            if write:
-                local_t[:, :3].mul_(dc.unsqueeze(1))
-                local_t[:, 3].mul_(dr)
-                dz = local_t.flatten(1)
-            else:
-                dz = (local_t * torch.stack((dc, dc, dc, dr), 1)).reshape(rows, -1)
-            delta_z.append(dz)
-            f_after = f_t
-            if need[7]:
-                delta_h.append(dh)
-
-        dz = local.flatten(1) if write else torch.cat(delta_z[::-1])
-        grad_input = dz @ w_ih if need[0] else None
-        if grad_input is not None and order is not None:
-            grad_input = grad_input[order]
-        bias = dz.sum(0) if need[5] or need[6] else None
-        return (
-            grad_input,
-            delta_z[-1] @ w_hh if need[1] else None,
-            dc * f_after if need[2] else None,
-            dz.mT @ input if need[3] else None,
-            dz.mT @ h_before if need[4] else None,
-            bias if need[5] else None,
-            bias if need[6] else None,
-            torch.cat(delta_h[::-1]).mT @ r if need[7] else None,
-            None,
-            None,
-        )
+        return gradients(ctx, _through_time, grad_output, grad_h, grad_c)
 
 
 class WideLSTMFunction(LSTMFunction):
@@ -152,78 +95,113 @@ class WideLSTMFunction(LSTMFunction):
     autocast = {"cpu": "fp32", "cuda": "lower"}
 
 
-def _gates(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def gates(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """i, f, g, o from z `[*, 4H]`."""
     i, f, g, o = z.chunk(4, -1)
     return i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
 
 
+def step(z: Tensor, weights: Weights, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """h_t, c_t from x_t W_ihᵀ + b_ih, h_{t-1} and c_{t-1}."""
+    i, f, g, o = gates(z + nn.functional.linear(h, weights.w_hh, weights.b_hh))
+    c = f * c + i * g
+    r = o * c.tanh()
+    return r if weights.w_hr is None else r @ weights.w_hr.mT, c
+
+
+def _through_time(side: Side) -> Derived:
+    steps, (w_ih, w_hh, b_ih, b_hh, w_hr) = side.steps, side.weights
+    h_0, c_0 = side.initial
+    h_before = steps.before(side.output, h_0)
+    bias = None if b_ih is None or b_hh is None else b_ih + b_hh
+    z = nn.functional.linear(side.input, w_ih, bias)  #                                     [rows, 4H]
+    eta, epsilon = side.grad_final
+    dz, dc, f_after = z[:0], epsilon[:0], epsilon[:0]  # of the step after
+    if side.write:
+        f, r, through_c, local = _factors_in_place(steps, z.addmm_(h_before, w_hh.mT), c_0)
+        parts = (side.grad_output, through_c, through_c.unsqueeze(1), f)
+        blocks = (local[:, :3], local[:, 3], local.flatten(1))
+        for dh, through_t, dc_wide, f_t, local_ifg, local_o, dz_t in steps.backwards(*parts, *blocks):
+            if len(dz) == len(dh):
+                dh.addmm_(dz, w_hh)
+                dr = dh if w_hr is None else dh @ w_hr
+                dc = through_t.mul_(dr).addcmul_(dc, f_after)
+            else:
+                torch.mm(dz, w_hh, out=eta[: len(dz)])
+                torch.mul(dc, f_after, out=epsilon[: len(dz)])
+                dh.add_(eta[: len(dh)])
+                dr = dh if w_hr is None else dh @ w_hr
+                dc = through_t.mul_(dr).add_(epsilon[: len(dh)])
+            local_ifg.mul_(dc_wide)
+            local_o.mul_(dr)
+            dz, f_after = dz_t, f_t
+        delta_z, delta_h = blocks[-1], side.grad_output
+    else:
+        f, r, through_c, local = _factors(steps, z + h_before @ w_hh.mT, c_0)
+        all_dz: list[Tensor] = []
+        all_dh: list[Tensor] = []
+        for grad_t, through_t, f_t, local_t in steps.backwards(side.grad_output, through_c, f, local):
+            rows = grad_t.shape[0]
+            if all_dz:
+                eta, epsilon = extended(dz @ w_hh, eta), extended(dc * f_after, epsilon)
+            dh = grad_t + first(eta, rows)
+            dr = dh if w_hr is None else dh @ w_hr
+            dc = torch.addcmul(first(epsilon, rows), dr, through_t)
+            dz = (local_t * torch.stack((dc, dc, dc, dr), 1)).reshape(-1, z.shape[1])
+            f_after = f_t
+            all_dz.append(dz)
+            all_dh.append(dh)
+        delta_z, delta_h = steps.join(all_dz[::-1]), steps.join(all_dh[::-1])
+    if side.need_initial[0]:
+        eta = extended(dz @ w_hh, eta)
+    if side.need_initial[1]:
+        epsilon = extended(dc * f_after, epsilon)
+    return Derived(
+        delta_z,
+        (eta, epsilon),
+        delta_z.mT @ h_before if side.need[1] else None,
+        w_hr=delta_h.mT @ r if side.need[4] else None,
+    )
+
+
 Factors = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _factors(z: Tensor, h_before: Tensor, w_hh: Tensor, c_0: Tensor, batch_sizes: BatchSizes) -> Factors:
-    """For all rows: f, r, ∂r/∂c, and what turns (δc, δc, δc, δr) into δz `[rows, 4, H]`.
-
-    `z` is still without h's part.
-    """
-    i, f, g, o = _gates(torch.addmm(z, h_before, w_hh.mT))
-    cells: list[Tensor] = []
+def _factors(steps: Steps, z: Tensor, c_0: Tensor) -> Factors:
+    """For all rows: f, r, ∂r/∂c, and what turns (δc, δc, δc, δr) into δz `[rows, 4, H]`."""
+    i, f, g, o = gates(z)
+    cells = []
     state = c_0
-    for f_t, fresh_t in zip(f.split(batch_sizes), (i * g).split(batch_sizes), strict=True):
-        state = torch.addcmul(fresh_t, f_t, first(state, f_t.shape[0]))
-        cells.append(state)
-    tanh_c, c_before = torch.cat(cells).tanh(), states_before(cells, c_0)
+    for f_t, fresh_t in zip(steps.split(f), steps.split(i * g), strict=True):
+        cells.append(torch.addcmul(fresh_t, f_t, first(state, f_t.shape[0])))
+        state = extended(cells[-1], state)
+    c = steps.join(cells)
+    tanh_c, c_before = c.tanh(), steps.before(c, c_0)
     local = (g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o))
     return f, o * tanh_c, o * (1 - tanh_c * tanh_c), torch.stack(local, 1)
 
 
-def _factors_in_place(
-    z: Tensor, h_before: Tensor, w_hh: Tensor, c_0: Tensor, batch_sizes: BatchSizes
-) -> Factors:
-    """`_factors` in the memory of `z` where it can be: half the time at 4,096 rows, H = 256."""
-    gates = z.addmm_(h_before, w_hh.mT).unflatten(1, (4, -1))
-    gates[:, :2].sigmoid_()
-    gates[:, 2].tanh_()
-    gates[:, 3].sigmoid_()
-    i, f, g, o = gates.unbind(1)
-    c = i * g
-    cells = c.split(batch_sizes)
+def _factors_in_place(steps: Steps, z: Tensor, c_0: Tensor) -> Factors:
+    """`_factors` in the memory of `z`: half the time at 4,096 rows, H = 256."""
+    local = z.unflatten(1, (4, -1))
+    i, f, g, o = local.unbind(1)
+    local[:, :2].sigmoid_()
+    g.tanh_()
+    o.sigmoid_()
+    fresh = i * g
+    c = fresh.clone()
     state = c_0
-    for f_t, c_t in zip(f.split(batch_sizes), cells, strict=True):
-        state = c_t.addcmul_(f_t, first(state, c_t.shape[0]))
-    c_before, tanh_c = states_before(cells, c_0), c.tanh_()
-    local = torch.addcmul(gates, gates, gates, value=-1)  # σ(1 - σ)
-    local[:, 0].mul_(g)
-    local[:, 1].mul_(c_before)
-    torch.addcmul(i, i * g, g, value=-1, out=local[:, 2])
-    local[:, 3].mul_(tanh_c)
+    for f_t, c_t in zip(steps.split(f), steps.split(c), strict=True):
+        c_t.addcmul_(f_t, first(state, c_t.shape[0]))
+        state = extended(c_t, state)
+    c_before, tanh_c, kept_f = steps.before(c, c_0), c.tanh_(), f.clone()
     r = o * tanh_c
-    return f, r, torch.addcmul(o, r, tanh_c, value=-1), local
-
-
-def _steps(
-    rows: Tensor, h: Tensor, c: Tensor, weights: Weights, batch_sizes: BatchSizes
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The forward in plain algebra: under `torch.func`, and with projections on CPU."""
-    w_ih, w_hh, b_ih, b_hh, w_hr = weights
-    outputs = []
-    for x_t in affine(rows, w_ih, b_ih, b_hh).split(batch_sizes):
-        count = x_t.shape[0]
-        i, f, g, o = _gates(x_t + first(h, count) @ w_hh.mT)
-        c_t = f * first(c, count) + i * g
-        r_t = o * c_t.tanh()
-        h_t = r_t if w_hr is None else r_t @ w_hr.mT
-        outputs.append(h_t)
-        h, c = extended(h_t, h), extended(c_t, c)
-    return torch.cat(outputs), h, c
-
-
-def _kernel(
-    rows: Tensor, h: Tensor, c: Tensor, weights: Weights, batch_sizes: BatchSizes
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The forward by torch's kernel, which packs W_hh once a call."""
-    output, h_n, c_n = run_kernel(torch.lstm, rows, (h[None], c[None]), weights, batch_sizes)
-    return output, h_n, c_n
+    through_c = torch.addcmul(o, r, tanh_c, value=-1)
+    torch.addcmul(i, fresh, g, value=-1, out=g)
+    torch.addcmul(fresh, fresh, i, value=-1, out=i)
+    torch.addcmul(f, f, f, value=-1, out=f).mul_(c_before)
+    torch.addcmul(r, r, o, value=-1, out=o)
+    return kept_f, r, through_c, local
 
 
 class LSTM(Recurrent, nn.LSTM):
@@ -237,21 +215,16 @@ class LSTM(Recurrent, nn.LSTM):
             input.new_zeros(self.get_expected_cell_size(input, batch_sizes)),
         )
 
-    def _run(
-        self,
-        rows: Tensor,
-        states: tuple[Tensor, ...],
-        weights: Weights,
-        order: Tensor | None,
-        batch_sizes: BatchSizes,
+    def _layer(
+        self, input: Tensor, states: tuple[Tensor, ...], batch_sizes: BatchSizes, weights: list[Tensor | None]
     ) -> tuple[Tensor, ...]:
-        vendor = uniform(batch_sizes) and not self.proj_size  # what oneDNN runs
+        vendor = batch_sizes is None and not self.proj_size  # what oneDNN runs
         function = LSTMFunction if vendor or states[1].dtype is not torch.float32 else WideLSTMFunction
-        output, h_n, c_n = function.call(rows, *states, *weights, order, batch_sizes)
-        device = rows.device.type
+        output, h_n, c_n = function.call(input, *states, batch_sizes, *weights)
+        device = input.device.type
         if self.proj_size and output.dtype is torch.float32 and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)  # the projection is a matrix product; c is not
-            output, h_n = output.to(dtype), h_n.to(dtype)
+            output, h_n = ops.to(output, dtype), ops.to(h_n, dtype)
         return output, h_n, c_n
 
 

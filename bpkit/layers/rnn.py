@@ -30,137 +30,120 @@ import torch
 from torch import Tensor, nn
 
 from bpkit.core.function import Function
+from bpkit.core.mask import nonzero
 from bpkit.core.spec import LayerSpec, Sample, randn
 from bpkit.layers.recurrent import (
     BatchSizes,
+    Derived,
     Recurrent,
+    Side,
     Weights,
-    affine,
     extended,
     first,
+    gradients,
+    keep,
     run_kernel,
+    run_steps,
     saved_bytes,
-    states_before,
     transformed,
 )
 
 
-class RNNFunction(Function):
-    """One layer in one direction: `(x [rows, I], h_0 [B, H], ...)` to output `[rows, H]`, h_n `[B, H]`.
+class TanhRNNFunction(Function):
+    """One layer: `(x [T, B, I] or [rows, I], h_0 [D, B, H], ...)` to output `[.., D·H]`, h_n `[D, B, H]`.
 
-    `rows` are packed by step, `batch_sizes` to a step. `order` is None, or the order in which to read
-    them (and to write the output), which must be its own inverse.
+    D directions, with the five `Weights` of each.
     """
 
     autocast = {"cpu": "lower", "cuda": "lower"}
 
     @staticmethod
     def forward(
-        input: Tensor,
-        h_0: Tensor,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        b_ih: Tensor | None,
-        b_hh: Tensor | None,
-        order: Tensor | None,
-        batch_sizes: BatchSizes,
-        nonlinearity: str,
-    ) -> tuple[Tensor, Tensor]:
-        rows = input if order is None else input[order]
-        run = _steps if transformed() else _kernel
-        output, h_n = run(rows, h_0, (w_ih, w_hh, b_ih, b_hh, None), batch_sizes, nonlinearity)
-        return output if order is None else output[order], h_n
+        input: Tensor, h_0: Tensor, batch_sizes: BatchSizes, *weights: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        if transformed():
+            return run_steps(tanh_step, input, (h_0,), batch_sizes, weights)
+        return run_kernel(torch.rnn_tanh, input, (h_0,), batch_sizes, weights)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        input, h_0, w_ih, w_hh, _, _, order, ctx.batch_sizes, ctx.nonlinearity = inputs
-        need = ctx.needs_input_grad
-        ctx.save_for_backward(
-            input if need[2] else None,
-            h_0 if need[3] else None,
-            w_ih if need[0] else None,
-            w_hh,
-            order,
-            output[0],
-        )
+        keep(ctx, inputs, output[0])
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, grad_h: Tensor) -> tuple[Tensor | None, ...]:
-        input, h_0, w_ih, w_hh, order, output = ctx.saved_tensors
-        sizes, need = ctx.batch_sizes, ctx.needs_input_grad
-        if order is not None:
-            output, grad_output = output[order], grad_output[order]
-        local = 1 - output * output if ctx.nonlinearity == "tanh" else (output > 0).to(output.dtype)  # φ′
-
-        eta = grad_h[:0]
-        delta_z: list[Tensor] = []
-        for grad_t, local_t in zip(
-            reversed(grad_output.split(sizes)), reversed(local.split(sizes)), strict=True
-        ):
-            if delta_z:
-                eta = delta_z[-1] @ w_hh
-            dh = grad_t + extended(eta, first(grad_h, grad_t.shape[0]))
-            delta_z.append(dh * local_t)
-
-        dz = torch.cat(delta_z[::-1])  #                                                   [rows, H]
-        grad_input = grad_w_ih = grad_w_hh = None
-        if need[0]:
-            grad_input = dz @ w_ih if order is None else (dz @ w_ih)[order]
-        if need[2]:
-            grad_w_ih = dz.mT @ (input if order is None else input[order])
-        if need[3]:
-            grad_w_hh = dz.mT @ states_before(output.split(sizes), h_0)
-        bias = dz.sum(0) if need[4] or need[5] else None
-        return (
-            grad_input,
-            delta_z[-1] @ w_hh if need[1] else None,
-            grad_w_ih,
-            grad_w_hh,
-            bias if need[4] else None,
-            bias if need[5] else None,
-            None,
-            None,
-            None,
-        )
+        return gradients(ctx, _tanh, grad_output, grad_h)
 
 
-def _steps(
-    rows: Tensor, h: Tensor, weights: Weights, batch_sizes: BatchSizes, nonlinearity: str
-) -> tuple[Tensor, Tensor]:
-    """The forward in plain algebra, for where torch's kernel cannot go (`torch.func`)."""
-    w_ih, w_hh, b_ih, b_hh, _ = weights
-    phi = torch.tanh if nonlinearity == "tanh" else torch.relu
-    outputs = []
-    for x_t in affine(rows, w_ih, b_ih, b_hh).split(batch_sizes):
-        h_t = phi(x_t + first(h, x_t.shape[0]) @ w_hh.mT)
-        outputs.append(h_t)
-        h = extended(h_t, h)
-    return torch.cat(outputs), h
+class ReLURNNFunction(TanhRNNFunction):
+    """The same with φ = ReLU."""
+
+    @staticmethod
+    def forward(
+        input: Tensor, h_0: Tensor, batch_sizes: BatchSizes, *weights: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        if transformed():
+            return run_steps(relu_step, input, (h_0,), batch_sizes, weights)
+        return run_kernel(torch.rnn_relu, input, (h_0,), batch_sizes, weights)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, grad_h: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients(ctx, _relu, grad_output, grad_h)
 
 
-def _kernel(
-    rows: Tensor, h: Tensor, weights: Weights, batch_sizes: BatchSizes, nonlinearity: str
-) -> tuple[Tensor, Tensor]:
-    """The forward by torch's kernel, which loops without Python."""
-    kernel = torch.rnn_tanh if nonlinearity == "tanh" else torch.rnn_relu
-    output, h_n = run_kernel(kernel, rows, h[None], weights, batch_sizes)
-    return output, h_n
+def tanh_step(z: Tensor, weights: Weights, h: Tensor) -> tuple[Tensor]:
+    """h_t from x_t W_ihᵀ + b_ih and h_{t-1}."""
+    return (torch.tanh(z + nn.functional.linear(h, weights.w_hh, weights.b_hh)),)
+
+
+def relu_step(z: Tensor, weights: Weights, h: Tensor) -> tuple[Tensor]:
+    """The same with φ = ReLU."""
+    return (torch.relu(z + nn.functional.linear(h, weights.w_hh, weights.b_hh)),)
+
+
+def _tanh(side: Side) -> Derived:
+    return _through_time(side, 1 - side.output * side.output)
+
+
+def _relu(side: Side) -> Derived:
+    return _through_time(side, nonzero(side.output).to(side.output.dtype))
+
+
+def _through_time(side: Side, local: Tensor) -> Derived:
+    """δz of all rows, given φ′(z); in place of φ′(z) where that may be."""
+    steps, w_hh = side.steps, side.weights.w_hh
+    (eta,) = side.grad_final
+    dz = local[:0]  # of the step after
+    if side.write:
+        for dh, factor in steps.backwards(side.grad_output, local):
+            if len(dz) == len(dh):
+                dh.addmm_(dz, w_hh)
+            else:
+                torch.mm(dz, w_hh, out=eta[: len(dz)])
+                dh.add_(eta[: len(dh)])
+            dz = factor.mul_(dh)
+        delta_z = local
+    else:
+        deltas: list[Tensor] = []
+        for grad_t, local_t in steps.backwards(side.grad_output, local):
+            eta = extended(dz @ w_hh, eta) if deltas else eta
+            dz = (grad_t + first(eta, grad_t.shape[0])) * local_t
+            deltas.append(dz)
+        delta_z = steps.join(deltas[::-1])
+    if side.need_initial[0]:
+        eta = extended(dz @ w_hh, eta)
+    return Derived(
+        delta_z, (eta,), delta_z.mT @ steps.before(side.output, *side.initial) if side.need[1] else None
+    )
 
 
 class RNN(Recurrent, nn.RNN):
     """`torch.nn.RNN` with a hand-written backward."""
 
-    def _run(
-        self,
-        rows: Tensor,
-        states: tuple[Tensor, ...],
-        weights: Weights,
-        order: Tensor | None,
-        batch_sizes: BatchSizes,
+    def _layer(
+        self, input: Tensor, states: tuple[Tensor, ...], batch_sizes: BatchSizes, weights: list[Tensor | None]
     ) -> tuple[Tensor, ...]:
-        output: tuple[Tensor, ...] = RNNFunction.call(
-            rows, *states, *weights[:4], order, batch_sizes, self.nonlinearity
-        )
+        function = TanhRNNFunction if self.nonlinearity == "tanh" else ReLURNNFunction
+        output: tuple[Tensor, ...] = function.call(input, *states, batch_sizes, *weights)
         return output
 
 

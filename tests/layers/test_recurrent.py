@@ -1,7 +1,8 @@
-"""RNN and LSTM against their torch twins: packed, unbatched, stacked; what their samples do not reach."""
+"""RNN, LSTM and GRU against their torch twins: packed, unbatched, stacked; what samples do not reach."""
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -11,18 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils.parametrizations import weight_norm
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+import bpkit
+import bpkit.nn
+from bpkit.layers.gru import GRU
 from bpkit.layers.lstm import LSTM
-from bpkit.layers.recurrent import reverse_order, saved_bytes
+from bpkit.layers.recurrent import saved_bytes
 from bpkit.layers.rnn import RNN
 
-TWINS = {LSTM: nn.LSTM, RNN: nn.RNN}
+TWINS = {LSTM: nn.LSTM, RNN: nn.RNN, GRU: nn.GRU}
 KINDS = [
     pytest.param(RNN, {}, id="tanh"),
     pytest.param(RNN, {"nonlinearity": "relu"}, id="relu"),
     pytest.param(LSTM, {}, id="lstm"),
     pytest.param(LSTM, {"proj_size": 2}, id="projected"),
+    pytest.param(GRU, {}, id="gru"),
 ]
 LENGTHS = {"sorted": [5, 3, 1], "unsorted": [2, 5, 4]}
 
@@ -111,14 +116,14 @@ def packed_function(kind: type, **kwargs: Any) -> tuple[Callable[..., tuple[Tens
     return function, [input, *states, *(each.detach().requires_grad_() for each in module.parameters())]
 
 
-@pytest.mark.parametrize("kind", [RNN, LSTM])
+@pytest.mark.parametrize("kind", [RNN, LSTM, GRU])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_gradcheck_packed(kind: type, bidirectional: bool) -> None:
     function, inputs = packed_function(kind, bidirectional=bidirectional)
     assert torch.autograd.gradcheck(function, inputs, check_undefined_grad=True, check_batched_grad=True)
 
 
-@pytest.mark.parametrize("kind", [RNN, LSTM])
+@pytest.mark.parametrize("kind", [RNN, LSTM, GRU])
 def test_gradgradcheck_packed(kind: type) -> None:
     function, inputs = packed_function(kind)
     assert torch.autograd.gradgradcheck(function, inputs)
@@ -142,7 +147,7 @@ def test_recorded_backward_equals_the_one_in_place(kind: type, extra: dict[str, 
     assert all(torch.equal(one, other) for one, other in zip(plain, third, strict=True))
 
 
-@pytest.mark.parametrize("kind", [RNN, LSTM])
+@pytest.mark.parametrize("kind", [RNN, LSTM, GRU])
 def test_func_over_inputs_and_over_models(kind: type) -> None:
     ours, theirs = twins(kind, 3, 4, num_layers=2, bidirectional=True)
     input = torch.randn(4, 5, 2, 3, dtype=torch.float64)
@@ -163,7 +168,7 @@ def test_func_over_inputs_and_over_models(kind: type) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo does so
-@pytest.mark.parametrize("kind", [RNN, LSTM])
+@pytest.mark.parametrize("kind", [RNN, LSTM, GRU])
 def test_compiles_whole_where_dynamo_lets_recurrent_modules_in(kind: type) -> None:
     ours, theirs = twins(kind, 3, 4, num_layers=2, bidirectional=True)
     input = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
@@ -197,7 +202,7 @@ def test_autocast_dtypes(kind: type, extra: dict[str, Any], given: torch.dtype, 
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("kind", [RNN, LSTM])
+@pytest.mark.parametrize("kind", [RNN, LSTM, GRU])
 def test_output_may_be_written_to(kind: type, bidirectional: bool) -> None:
     ours, theirs = twins(kind, 3, 4, bidirectional=bidirectional)
     input = torch.randn(5, 2, 3, dtype=torch.float64)
@@ -225,7 +230,7 @@ def kept(module: Any, input: Any) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("kind", [RNN, LSTM])
+@pytest.mark.parametrize("kind", [RNN, LSTM, GRU])
 def test_keeps_input_and_output_alone(kind: type, bidirectional: bool) -> None:
     ours, theirs = twins(kind, 8, 8, num_layers=2, dropout=0.5, bidirectional=bidirectional)
     padded = torch.randn(16, 6, 8, dtype=torch.float64, requires_grad=True)
@@ -234,20 +239,6 @@ def test_keeps_input_and_output_alone(kind: type, bidirectional: bool) -> None:
         bytes_kept, allowed = kept(ours, input)
         assert bytes_kept <= allowed
         assert allowed < kept(theirs, input)[0]
-
-
-@pytest.mark.parametrize(
-    "lengths", [(3, 3, 3), (4, 2, 1), (1,), (2, 2, 1, 1)], ids=lambda lengths: "-".join(map(str, lengths))
-)
-def test_reverse_order_reads_each_sequence_from_its_end(lengths: tuple[int, ...]) -> None:
-    steps = torch.arange(max(lengths))[:, None] * 10 + torch.arange(len(lengths))
-    backwards = steps.clone()
-    for sequence, length in enumerate(lengths):
-        backwards[:length, sequence] = steps[:length, sequence].flip(0)
-    packed = pack_padded_sequence(steps, list(lengths))
-    order = reverse_order(tuple(packed.batch_sizes.tolist()), steps.device)
-    assert torch.equal(packed.data[order], pack_padded_sequence(backwards, list(lengths)).data)
-    assert torch.equal(order[order], torch.arange(len(order)))
 
 
 zeros = torch.zeros
@@ -270,7 +261,7 @@ zeros = torch.zeros
         pytest.param("text", None, id="no tensor"),
     ],
 )
-@pytest.mark.parametrize("kind", [RNN, LSTM])
+@pytest.mark.parametrize("kind", [RNN, LSTM, GRU])
 def test_errors_are_torchs(kind: type, input: Any, state: Tensor | None) -> None:
     ours, theirs = twins(kind, 4, 3, bidirectional=True, dtype=torch.float32)
     hx = None if state is None else (state, state) if kind is LSTM else state
@@ -289,7 +280,7 @@ def test_lstm_wants_two_states_alike(hx: Any) -> None:
             module(zeros(5, 2, 4), hx)
 
 
-@pytest.mark.parametrize("kind", [RNN, LSTM])
+@pytest.mark.parametrize("kind", [RNN, LSTM, GRU])
 def test_empty_batch(kind: type) -> None:
     ours, theirs = twins(kind, 4, 3, bidirectional=True)
     for got, expected in zip(
@@ -298,7 +289,7 @@ def test_empty_batch(kind: type) -> None:
         assert got.shape == expected.shape
 
 
-@pytest.mark.parametrize("kind", [RNN, LSTM])
+@pytest.mark.parametrize("kind", [RNN, LSTM, GRU])
 def test_pickles_and_follows_parametrized_weights(kind: type) -> None:
     module = kind(3, 4, num_layers=2, dtype=torch.float64)
     input = torch.randn(5, 2, 3, dtype=torch.float64)
@@ -306,3 +297,82 @@ def test_pickles_and_follows_parametrized_weights(kind: type) -> None:
     weight_norm(module, "weight_hh_l0")
     module(input)[0].sum().backward()
     assert module.parametrizations.weight_hh_l0.original1.grad.abs().sum() > 0
+
+
+class Tagger(nn.Module):
+    """A label for each word: embedding, both directions of a recurrent network, and a linear layer."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 6, padding_idx=0)
+        self.recurrent = getattr(nn, kind)(6, 5, num_layers=2, bidirectional=True, batch_first=True)
+        self.linear = nn.Linear(10, 4)
+
+    def forward(self, words: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(self.embedding(words), lengths, batch_first=True, enforce_sorted=False)
+        output, _ = self.recurrent(packed)
+        logits: Tensor = self.linear(pad_packed_sequence(output, batch_first=True)[0])
+        return logits
+
+
+def trained(model: nn.Module, criterion: nn.Module, words: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+    """The losses of ten steps of Adam."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = criterion(model(words, lengths).flatten(0, 1), labels.flatten())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-10), (torch.float32, 2e-4)], ids=str)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_tagger_learns_as_before_its_conversion(kind: str, dtype: torch.dtype, allowed: float) -> None:
+    torch.manual_seed(0)
+    theirs = Tagger(kind).to(dtype)
+    ours = bpkit.convert(copy.deepcopy(theirs))
+    assert not bpkit.converted(ours).left
+    lengths = torch.tensor([3, 7, 5, 1, 7])
+    beyond = torch.arange(7) >= lengths[:, None]
+    words = torch.randint(1, 20, (5, 7)).masked_fill(beyond, 0)
+    labels = torch.randint(4, (5, 7)).masked_fill(beyond, -100)
+    expected = trained(theirs, nn.CrossEntropyLoss(), words, lengths, labels)
+    got = trained(ours, bpkit.nn.CrossEntropyLoss(), words, lengths, labels)
+    assert relative_error(got, expected) < allowed
+    for name, parameter in theirs.state_dict().items():
+        assert relative_error(ours.state_dict()[name], parameter) < allowed
+    twin = Tagger(kind).to(dtype)
+    twin.load_state_dict(ours.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    assert relative_error(ours(words, lengths), theirs(words, lengths)) < allowed
+    assert relative_error(twin(words, lengths), theirs(words, lengths)) < allowed
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_cell_step_by_step_is_its_layer(kind: str) -> None:
+    layer = getattr(bpkit.nn, kind)(3, 4, dtype=torch.float64)
+    cell = getattr(bpkit.nn, f"{kind}Cell")(3, 4, dtype=torch.float64)
+    cell.load_state_dict({name.removesuffix("_l0"): each for name, each in layer.state_dict().items()})
+    input = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    state, outputs = None, []
+    for step in input:
+        state = cell(step, state)
+        outputs.append(state[0] if kind == "LSTM" else state)
+    got, expected = torch.stack(outputs), layer(input)[0]
+    assert relative_error(got, expected) < 1e-13
+    grad_output = torch.randn_like(expected)
+    pairs = zip(
+        torch.autograd.grad(got, [input, *cell.parameters()], grad_output),
+        torch.autograd.grad(expected, [input, *layer.parameters()], grad_output),
+        strict=True,
+    )
+    assert max(relative_error(*pair) for pair in pairs) < 1e-12
+
+
+def test_a_cells_new_states_may_be_written_to() -> None:
+    for cell in (bpkit.nn.LSTMCell(3, 4), nn.LSTMCell(3, 4)):
+        h, c = cell(torch.randn(2, 3))
+        (h.mul_(2).sum() + c.mul_(2).sum()).backward()
