@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch._C import _are_functorch_transforms_active, _is_any_autocast_enabled
+from torch._C import _are_functorch_transforms_active, _functorch as functorch, _is_any_autocast_enabled
 from torch._functorch.utils import unwrap_dead_wrappers
 
 from bpkit.core import fuse
@@ -79,7 +79,7 @@ class Function(torch.autograd.Function):
         a graph break under `torch.compile` into an internal error of Dynamo's.
         """
         if kwargs or _are_functorch_transforms_active():
-            return _TorchFunction.apply.__func__(cls, *args, **kwargs)  # type: ignore[attr-defined]
+            return _TorchFunction.apply.__func__(_writable(cls), *args, **kwargs)  # type: ignore[attr-defined]
         if _is_any_autocast_enabled() and torch.is_autocast_enabled(_device_type(args)):
             return cls.call(*args)
         arity = cls.forward.__code__.co_argcount
@@ -109,6 +109,39 @@ def _caller(cls: type[Function]) -> Callable[..., Any]:
         return run(*unwrap_dead_wrappers(args))  # without a second look at what was seen above
 
     return own_code(call)
+
+
+@functools.cache
+def _writable(cls: type[Function]) -> type[Function]:
+    """`cls` for `torch.func`, with outputs that a later in-place operator may write to.
+
+    Under `vmap` many a kernel's result is a reshape of another tensor. As the output of a Function such a
+    view may not be written to: torch fears for the Function's backward. It is a view of nothing else.
+    """
+    if not cls.generate_vmap_rule:
+        return cls
+
+    @functools.wraps(cls.forward)
+    def forward(*args: Any) -> Any:
+        output = cls.forward(*args)
+        return tuple(map(_whole, output)) if isinstance(output, tuple) else _whole(output)
+
+    body = {"forward": staticmethod(forward), "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (cls,), body)
+
+
+def _whole(output: Any) -> Any:
+    """`output` as no view of anything, at every level of `vmap`; its memory stays."""
+    if not isinstance(output, torch.Tensor):
+        return output
+    if functorch.is_batchedtensor(output):
+        inner = functorch.get_unwrapped(output)
+        whole = _whole(inner)
+        if whole is inner:
+            return output
+        level, axis = functorch.maybe_get_level(output), functorch.maybe_get_bdim(output)
+        return functorch._add_batch_dim(whole, axis, level)
+    return output.data if output._is_view() else output
 
 
 def _with_defaults(args: tuple[Any, ...], arity: int, defaults: tuple[Any, ...] | None) -> tuple[Any, ...]:

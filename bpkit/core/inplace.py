@@ -2,9 +2,9 @@
 
     overwrite(input, value):     input ← value        ∂L/∂value = δ,   ∂L/∂input (what it was before) = 0
 
-Whatever an in-place call computes, it is the out-of-place result and then this one node. It passes nothing on to
-what `input` was, so what is behind that is not run with zeros; but where `input` is a view, torch writes the zeros
-into the part of the base's gradient that the view was, and must be given them.
+In place, whatever is computed is the out-of-place result and then this one node. It passes nothing on
+to what `input` was, so what is behind that is not run with zeros; but where it is a view, torch writes
+the zeros into the part of the base's gradient that the view was, and must be given them.
 
     keep(input):                 a copy, for a rule that reads what the write destroys        ∂L/∂input = δ
 
@@ -98,7 +98,7 @@ def overwrite(input: Tensor, value: Tensor) -> Tensor:
         )
     if not torch.is_grad_enabled():
         return input.copy_(value)
-    return OverwriteFunction.call(input, value)  # type: ignore[no-any-return]
+    return OverwriteFunction.call(input, value)
 
 
 def keep(input: Tensor) -> Tensor:
