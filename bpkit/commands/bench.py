@@ -1,8 +1,9 @@
-"""`bpkit bench layers|trainer`: bpkit against torch, interleaved in one process."""
+"""`bpkit bench layers|models|trainer`: bpkit against torch, interleaved in one process."""
 
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import asdict
 
 import click
@@ -12,7 +13,7 @@ from bpkit.commands._console import print_table
 
 @click.group(name="bench")
 def bench() -> None:
-    """Measure layers and the Trainer against torch's own."""
+    """Measure layers, whole models and the Trainer against torch's own."""
 
 
 @bench.command()
@@ -68,6 +69,77 @@ def layers(names: tuple[str, ...], as_json: bool, seconds: float) -> None:
     )
     over = sum(not row.within for row in rows)
     click.echo(f"{len(rows) - over} of {len(rows)} rows keep their bar (large: 1.5 times; small: 40 µs more)")
+    large = [row for row in rows if row.large]
+    if large:
+        mean = statistics.geometric_mean(row.best / row.torch for row in large)
+        more = [row.layer for row in large if row.saved_bpkit > row.saved_torch]
+        click.echo(
+            f"large rows: geometric mean {mean:.2f} of torch's time; "
+            f"{len(large) - len(more)} of {len(large)} save no more than torch"
+            + (f" (more: {', '.join(more)})" if more else "")
+        )
+
+
+@bench.command()
+@click.argument("names", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--seconds", default=1.0, show_default=True, help="How long to measure each model.")
+@click.option("--width", default=128, show_default=True, help="Of the models' layers.")
+def models(names: tuple[str, ...], as_json: bool, seconds: float, width: int) -> None:
+    """Whole models converted, and inside `handwritten()`: time, bytes saved, and the share of nodes by hand.
+
+    A ResNet, a U-Net, an LSTM tagger and torch's Transformer; with transformers installed BERT, GPT-2,
+    Llama, ViT and T5, from small configurations with random weights.
+    """
+    from bpkit.bench.models import HUGGING_FACE, available, measure
+    from bpkit.core.errors import unknown_name
+
+    found = available()
+    for name in names:
+        if name not in found:
+            raise unknown_name("model", name, found)
+    missing = [name for name in HUGGING_FACE if name not in found]
+    if missing and not names and not as_json:
+        click.echo(f"{', '.join(missing)}: left out; pip install transformers to measure them")
+    rows = list(measure(list(names) or list(found), width, seconds))
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    print_table(
+        (
+            "model",
+            "torch ms",
+            "converted",
+            "handwritten",
+            "bytes, converted",
+            "bytes, handwritten",
+            "nodes, converted",
+            "nodes, handwritten",
+        ),
+        [
+            (
+                row.model,
+                f"{row.torch * 1e3:.1f}",
+                f"{row.converted / row.torch:.2f}",
+                f"{row.handwritten / row.torch:.2f}",
+                f"{row.saved_converted / row.saved_torch:.2f}",
+                f"{row.saved_handwritten / row.saved_torch:.2f}",
+                f"{row.coverage_converted.share:.0%}",
+                f"{row.coverage_handwritten.share:.0%}",
+            )
+            for row in rows
+        ],
+        right=(
+            "torch ms",
+            "converted",
+            "handwritten",
+            "bytes, converted",
+            "bytes, handwritten",
+            "nodes, converted",
+            "nodes, handwritten",
+        ),
+    )
+    click.echo("time and bytes saved for backward as a part of torch's; nodes: the hand-written share")
 
 
 @bench.command()

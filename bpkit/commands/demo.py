@@ -46,6 +46,7 @@ def demo(logdir: Path | None) -> None:
     _remedy(logdir)
     _convolution(logdir)
     _plain_loop(logdir)
+    _transformer()
     click.echo(f"\nDone in {time.monotonic() - start:.0f} s. To look at the runs:")
     click.echo(f"  tensorboard --logdir {logdir}")
 
@@ -209,6 +210,39 @@ def _plain_loop(logdir: Path) -> None:
     run("Sigmoid", nn.Sigmoid, False, "plain-sigmoid")
     click.echo()
     run("ReLU and He initialisation", nn.ReLU, True, "plain-relu")
+
+
+def _transformer() -> None:
+    import torch
+    from torch import nn
+
+    import bpkit
+    from bpkit.bench.measure import saved_in
+
+    _title(7, "Swap: a transformer of torch's own, converted in place")
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(128, 4, 512, dropout=0.1, activation="gelu", batch_first=True)
+    model = nn.Sequential(nn.Embedding(1000, 128), nn.TransformerEncoder(layer, 4), nn.Linear(128, 1000))
+    tokens = torch.randint(1000, (4, 256))
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(1)  # the same units are dropped
+        return nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+    def gradients() -> torch.Tensor:
+        return torch.cat([each.flatten() for each in torch.autograd.grad(loss(), list(model.parameters()))])
+
+    before, true, kept = loss().item(), gradients(), saved_in(model, loss)
+    bpkit.convert(model)
+    after, own, keeps = loss().item(), gradients(), saved_in(model, loss)
+    _say(f"{bpkit.converted(model)}")
+    _say(f"loss           {before:.6f} before, {after:.6f} after")
+    _say(
+        f"gradients      relative error {float((own - true).abs().max() / true.abs().max()):.0e}, in float32"
+    )
+    _say(f"bytes saved    {kept / 2**20:.1f} MiB before, {keeps / 2**20:.1f} MiB after")
+    with bpkit.handwritten():
+        _say(f"its graph      {bpkit.coverage(loss())}")
 
 
 def _say(text: str) -> None:

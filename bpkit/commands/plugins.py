@@ -16,7 +16,8 @@ STYLES = {"ok": "green", "blocked": "yellow", "broken": "bold red"}
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 @click.option("--hooks", is_flag=True, help="Print the guide for authors instead: every hook, every spec.")
-def plugins(as_json: bool, hooks: bool) -> None:
+@click.option("--layers", is_flag=True, help="Print the table of layers and losses instead, in Markdown.")
+def plugins(as_json: bool, hooks: bool, layers: bool) -> None:
     """List the plugins, what they provide, and what is wrong with them.
 
     A broken plugin is reported here and left out elsewhere; `bpkit -p NAME` makes it an error. To write
@@ -26,6 +27,11 @@ def plugins(as_json: bool, hooks: bool) -> None:
         from bpkit.plugins.guide import guide
 
         click.echo(guide(), nl=False)
+        return
+    if layers:
+        from bpkit.plugins.table import table
+
+        click.echo(table([*registry().layers, *registry().losses]))
         return
     found = registry().plugins
     if as_json:
