@@ -106,7 +106,7 @@ def op(
 
     @functools.wraps(forward)
     def operator(*args: Any, **kwargs: Any) -> Any:
-        if kwargs or len(args) < len(parameters):
+        if kwargs or len(args) != len(parameters):
             args = _bound(name, parameters, defaults, args, kwargs)
         if not _recorded(args, places):
             return run(*args) if autocast and _is_any_autocast_enabled() else forward(*args)
