@@ -6,21 +6,25 @@ from torch import Tensor
 
 
 def channels_last(tensor: Tensor) -> bool:
-    """Whether `tensor` is a batch of images, `[n, c, h, w]`, with its channels innermost in memory."""
-    if tensor.dim() != 4:
+    """Whether `tensor`, `[n, c, h, w]` or `[n, c, d, h, w]`, has its channels innermost in memory."""
+    if tensor.dim() not in (4, 5):
         return False
-    _, channels, _, width = tensor.shape
-    _, by_channel, by_row, by_column = tensor.stride()
-    return channels > 1 and by_channel == 1 and by_column >= channels and by_row >= by_column * width
+    sizes, strides = tensor.shape, tensor.stride()
+    reach = channels = sizes[1]
+    if channels < 2 or strides[1] != 1:
+        return False
+    for axis in range(tensor.dim() - 1, 1, -1):
+        if strides[axis] < reach:
+            return False
+        reach = strides[axis] * sizes[axis]
+    return True
 
 
 def laid_out(tensor: Tensor, innermost: bool) -> Tensor:
-    """An image batch with its channels innermost in memory, or outermost; a copy only if it is not so.
+    """A batch of images or volumes, channels innermost in memory or outermost; a copy only if it is not so.
 
-    Written with `permute`: `contiguous(memory_format=...)` cannot be mapped.
+    Written with `movedim`: `contiguous(memory_format=...)` cannot be mapped.
     """
-    if tensor.dim() != 4:
+    if tensor.dim() not in (4, 5):
         return tensor
-    if innermost:
-        return tensor.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-    return tensor.contiguous()
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if innermost else tensor.contiguous()

@@ -1,43 +1,41 @@
-"""Conv2d: a bank of filters over the plane (a correlation, as everywhere in deep learning).
+"""Conv1d, Conv2d, Conv3d: a bank of filters over n axes (a correlation, as everywhere in deep learning).
 
-    y[n,o,p] = Σ_{i,k} x[n,i, s p + d k - a] w[o,i,k] + b[o]
+    y[n,o,p] = Σ_{i,k} x[n,i, s p + d k - a] w[o,i,k] + b[o]                  ∂T/∂δ of `convolution.py`
 
-    n: batch, i: in channel, o: out channel; p: output position, k: tap, both pairs (row, column);
-    s: stride, d: dilation, a: padding (x is 0 outside).  With groups, o reads the i of its own group.
+whose letters these are. With δ = ∂L/∂y:
 
-    ∂L/∂x[n,i,q] = Σ_{o,k} δ[n,o,p] w[o,i,k]  over p with s p + d k - a = q      a transposed convolution
-    ∂L/∂w[o,i,k] = Σ_{n,p} δ[n,o,p] x[n,i, s p + d k - a]                        a correlation of x with δ
+    ∂L/∂x[n,i,q] = Σ_{o,k} δ[n,o,p] w[o,i,k]   over p with s p + d k - a = q  ∂T/∂x, a transposed convolution
+    ∂L/∂w[o,i,k] = Σ_{n,p} δ[n,o,p] x[n,i, s p + d k - a]                     ∂T/∂w, a correlation of x with δ
     ∂L/∂b[o]     = Σ_{n,p} δ[n,o,p]
 
-The second is itself a convolution: batch and channel swap roles, as do stride and dilation. That is
-`_correlate`, and what a double backward differentiates. Where no graph is wanted, the vendor's kernel
-computes the same sum (`core/purity.py`, with the measurement).
+and of complex x and w the conjugates.
 
 Saved: x (w is a parameter).
-Source: LeCun et al., "Backpropagation applied to handwritten zip code recognition", 1989; Dumoulin &
-Visin, "A guide to convolution arithmetic for deep learning", 2016, ch. 4.
+Source: as there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from bpkit.core.code import own_code
 from bpkit.core.function import Function
 from bpkit.core.layout import channels_last, laid_out
 from bpkit.core.module import Handwritten
-from bpkit.core.purity import correlate_weight
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
+from bpkit.layers.convolution import CORRELATE, Sizes, channel_sum, transposed, weight_gradient
+from bpkit.layers.lazy import lazy_spec
+from bpkit.layers.padding import pad
+from bpkit.layers.windows import per_axis
 
-Pair = tuple[int, ...]
 
-
-class Conv2dFunction(Function):
-    """`(x [n, i, h, w], w [o, i/groups, kh, kw], b [o] | None, s, a, d, groups) -> [n, o, h', w']`."""
+class ConvFunction(Function):
+    """`(x [n, i, *q], w [o, i/groups, *k], b [o] | None, s, a, d, groups) -> [n, o, *p]`."""
 
     autocast = {"cpu": "lower", "cuda": "lower"}
 
@@ -46,17 +44,17 @@ class Conv2dFunction(Function):
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        stride: Pair,
-        padding: Pair,
-        dilation: Pair,
+        stride: Sizes,
+        padding: Sizes,
+        dilation: Sizes,
         groups: int,
     ) -> Tensor:
-        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        return CORRELATE[len(stride)](input, weight, bias, stride, padding, dilation, groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _, ctx.stride, ctx.padding, ctx.dilation, ctx.groups = inputs
-        ctx.size = input.shape[-2:]
+        input, weight, _, *ctx.geometry = inputs
+        ctx.size = input.shape[2:]
         ctx.channels_last = channels_last(input) or channels_last(weight)
         ctx.save_for_backward(
             input if ctx.needs_input_grad[1] else None,
@@ -66,182 +64,162 @@ class Conv2dFunction(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        geometry = (ctx.stride, ctx.padding, ctx.dilation, ctx.groups)
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_input = _transpose(laid_out(grad_output, ctx.channels_last), weight, ctx.size, *geometry)
+            delta = laid_out(grad_output, ctx.channels_last)
+            grad_input = transposed(delta, weight.conj(), ctx.size, *ctx.geometry)
         if ctx.needs_input_grad[1]:
-            correlate = _correlate if torch.is_grad_enabled() else correlate_weight
-            grad_weight = correlate(grad_output, input, weight, *geometry)
+            grad_weight = weight_gradient(grad_output, input.conj(), weight, *ctx.geometry)
         if ctx.needs_input_grad[2]:
-            grad_bias = grad_output.sum((0, 2, 3))
+            grad_bias = channel_sum(grad_output)
         return grad_input, grad_weight, grad_bias, None, None, None, None
 
 
-def _transpose(
-    grad_output: Tensor,
-    weight: Tensor,
-    size: torch.Size,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-) -> Tensor:
-    """∂L/∂x, [n, i, h, w]; rows that the stride leaves over at the end get zeros."""
-    left_over = tuple(
-        size[axis]
-        - ((grad_output.shape[2 + axis] - 1) * stride[axis] - 2 * padding[axis])
-        - (dilation[axis] * (weight.shape[2 + axis] - 1) + 1)
-        for axis in (0, 1)
-    )
-    return F.conv_transpose2d(grad_output, weight, None, stride, padding, left_over, groups, dilation)
+def _functional(axes: int) -> Callable[..., Tensor]:
+    native = CORRELATE[axes]
 
+    def conv(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Sizes = 1,
+        padding: str | int | Sizes = 0,
+        dilation: int | Sizes = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        steps, spread = per_axis(stride, axes), per_axis(dilation, axes)
+        fits = weight.dim() == axes + 2 and input.dim() in (axes + 1, axes + 2)
+        fits = fits and len(steps) == len(spread) == axes
+        if isinstance(padding, str):
+            fits = fits and padding in ("same", "valid") and not (padding == "same" and steps != (1,) * axes)
+        if not fits:
+            return native(input, weight, bias, stride, padding, dilation, groups)  # raises
+        if isinstance(padding, str):
+            total = [0] * axes
+            if padding == "same":
+                total = [d * (k - 1) for d, k in zip(spread, weight.shape[2:], strict=True)]
+            if any(each % 2 for each in total):  # one more at the end: torch, too, pads first
+                input = pad(input, [side for each in reversed(total) for side in (0, each % 2)])
+            padding = tuple(each // 2 for each in total)
+        batched = input if input.dim() == axes + 2 else input.unsqueeze(0)
+        output = ConvFunction.call(batched, weight, bias, steps, per_axis(padding, axes), spread, groups)
+        return output if batched is input else output.squeeze(0)
 
-def _correlate(
-    grad_output: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-) -> Tensor:
-    """∂L/∂w, [o, i/groups, kh, kw], as a convolution of x by δ: i is the batch and n the channel."""
-    if not input.numel():
-        return torch.zeros_like(weight)
-    n, channels = input.shape[:2]
-    swapped = input.reshape(n, groups, channels // groups, *input.shape[2:])
-    swapped = swapped.permute(2, 1, 0, 3, 4).flatten(1, 2)  #                [i/g, g n, h, w]
-    kernel = grad_output.transpose(0, 1)  #                                  [o, n, h', w']
-    taps = F.conv2d(swapped, kernel, None, dilation, padding, stride, groups)
-    rows, columns = weight.shape[2:]  # what the stride left over would be further taps
-    return taps.transpose(0, 1)[:, :, :rows, :columns]
-
-
-class ExtendFunction(Function):
-    """`(x [*, h, w], rows [h'], columns [w']) -> [*, h', w']`: x[rows][:, columns], rows repeating.
-
-    y[p,q] = x[r[p], c[q]]   gives   ∂L/∂x[i,j] = Σ_{p,q} [r[p] = i] [c[q] = j] δ[p,q].
-    """
-
-    @staticmethod
-    def forward(input: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        return input.index_select(-2, rows).index_select(-1, columns)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, rows, columns = inputs
-        ctx.size = input.shape[-2:]
-        ctx.save_for_backward(rows, columns)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        rows, columns = ctx.saved_tensors
-        height, width = ctx.size
-        *leading, tall, _ = grad_output.shape
-        by_column = grad_output.new_zeros(*leading, tall, width).index_add(-1, columns, grad_output)
-        return by_column.new_zeros(*leading, height, width).index_add(-2, rows, by_column), None, None
-
-
-def conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Pair = 1,
-    padding: str | int | Pair = 0,
-    dilation: int | Pair = 1,
-    groups: int = 1,
-) -> Tensor:
-    """`torch.nn.functional.conv2d` with a hand-written backward.
+    conv.__name__ = conv.__qualname__ = f"conv{axes}d"
+    conv.__doc__ = f"""`torch.nn.functional.conv{axes}d` with a hand-written backward.
 
     Args:
-        input: `[n, in, h, w]` or `[in, h, w]`.
-        weight: `[out, in / groups, kh, kw]`.
+        input: `[n, in, *q]` or `[in, *q]`, with {axes} axes q.
+        weight: `[out, in / groups, *k]`.
         bias: `[out]`.
         stride: step of the output positions.
-        padding: rows and columns of zeros on each side, `"valid"` (none) or `"same"`.
+        padding: zeros on each side, `"valid"` (none) or `"same"`.
         dilation: step of the taps.
         groups: number of blocks of channels that do not mix.
 
     Returns:
-        `[n, out, h', w']` or `[out, h', w']`.
+        `[n, out, *p]` or `[out, *p]`.
 
     Raises:
         RuntimeError: shapes, dtypes or settings that do not go together, in torch's words.
     """
-    if input.dim() not in (3, 4) or weight.dim() != 4:
-        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)  # raises
-    if any(len(_pair(each)) != 2 for each in (stride, dilation)):
-        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)  # raises
-    stride, dilation = _pair(stride), _pair(dilation)
-    if isinstance(padding, str):
-        if padding not in ("same", "valid") or (padding == "same" and stride != (1, 1)):
-            return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)  # raises
-        total: Any = (0, 0)
-        if padding == "same":
-            total = tuple(dilation[axis] * (weight.shape[2 + axis] - 1) for axis in (0, 1))
-        if any(each % 2 for each in total):  # one more at the end: torch, too, pads first
-            input = F.pad(input, (0, total[1] % 2, 0, total[0] % 2))
-        padding = (total[0] // 2, total[1] // 2)
-    batched = input if input.dim() == 4 else input.unsqueeze(0)
-    output = Conv2dFunction.call(batched, weight, bias, stride, _pair(padding), dilation, groups)
-    return output if input.dim() == 4 else output.squeeze(0)
+    return own_code(conv)
+
+
+conv1d, conv2d, conv3d = _functional(1), _functional(2), _functional(3)
+_CONV = {1: conv1d, 2: conv2d, 3: conv3d}
+
+
+def _forward(self: Any, input: Tensor) -> Tensor:
+    padding = self.padding
+    if self.padding_mode != "zeros":
+        input, padding = pad(input, self._reversed_padding_repeated_twice, self.padding_mode), 0
+    conv = _CONV[len(self.kernel_size)]
+    return conv(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
+class Conv1d(Handwritten, nn.Conv1d):
+    """`torch.nn.Conv1d` with a hand-written backward."""
+
+    forward = _forward
 
 
 class Conv2d(Handwritten, nn.Conv2d):
     """`torch.nn.Conv2d` with a hand-written backward."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        padding: str | int | Pair = self.padding
-        if self.padding_mode != "zeros":
-            left, right, top, bottom = self._reversed_padding_repeated_twice
-            rows = _extended(input.shape[-2], (top, bottom), self.padding_mode, input.device)
-            columns = _extended(input.shape[-1], (left, right), self.padding_mode, input.device)
-            input, padding = ExtendFunction.call(input, rows, columns), 0
-        return conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+    forward = _forward
 
 
-def _extended(size: int, sides: Pair, mode: str, device: torch.device) -> Tensor:
-    """Which of `size` positions each position of a padded axis repeats."""
-    positions = torch.arange(size, device=device, dtype=torch.float64)
-    return F.pad(positions[None, None], sides, mode)[0, 0].long()
+class Conv3d(Handwritten, nn.Conv3d):
+    """`torch.nn.Conv3d` with a hand-written backward."""
+
+    forward = _forward
 
 
-def _pair(value: Any) -> Pair:
-    if isinstance(value, (tuple, list)):
-        return tuple(value) * 2 if len(value) == 1 else tuple(value)
-    return value, value
+class LazyConv1d(nn.LazyConv1d, Conv1d):  # type: ignore[misc]
+    """`torch.nn.LazyConv1d`, which becomes a hand-written `Conv1d` on its first call."""
+
+    cls_to_become = Conv1d
 
 
-def _samples() -> Iterable[Sample]:
-    yield Sample(args=(2, 3, 3), inputs=(randn(2, 2, 4, 3),), label="3x3")
-    settings = {"stride": 2, "padding": (1, 0), "dilation": (1, 2)}
-    yield Sample(args=(1, 2, 2), kwargs=settings, inputs=(randn(2, 1, 5, 6),), label="stride, dilation")
-    yield Sample(args=(4, 2, (1, 2)), kwargs={"groups": 2, "bias": False}, inputs=(randn(2, 4, 2, 3),))
-    same = {"padding": "same", "padding_mode": "reflect"}
-    yield Sample(args=(1, 1, (2, 3)), kwargs=same, inputs=(randn(2, 1, 3, 4),), label="same, reflect")
-    yield Sample(args=(1, 1, 2), kwargs={"padding": 1}, inputs=(randn(1, 3, 3),), label="unbatched")
+class LazyConv2d(nn.LazyConv2d, Conv2d):  # type: ignore[misc]
+    """`torch.nn.LazyConv2d`, which becomes a hand-written `Conv2d` on its first call."""
+
+    cls_to_become = Conv2d
+
+
+class LazyConv3d(nn.LazyConv3d, Conv3d):  # type: ignore[misc]
+    """`torch.nn.LazyConv3d`, which becomes a hand-written `Conv3d` on its first call."""
+
+    cls_to_become = Conv3d
+
+
+def _samples(axes: int) -> Iterable[Sample]:
+    """The last axes of up to three: settings that differ between axes differ in every pair of them."""
+
+    def last(*sizes: int) -> Sizes:
+        return sizes[3 - axes :]
+
+    yield Sample(args=(2, 3, last(2, 3, 3)), inputs=(randn(2, 2, *last(2, 4, 3)),), label="plain")
+    settings: dict[str, Any] = {"stride": last(1, 2, 2), "padding": last(0, 1, 0), "dilation": last(2, 1, 2)}
+    inputs = (randn(2, 1, *last(3, 5, 6)),)
+    yield Sample(args=(1, 2, last(2, 2, 2)), kwargs=settings, inputs=inputs, label="stride, dilation")
+    settings = {"groups": 2, "bias": False}
+    yield Sample(args=(4, 2, last(1, 1, 2)), kwargs=settings, inputs=(randn(2, 4, *last(1, 2, 3)),))
+    settings = {"padding": "same", "padding_mode": "reflect"}
+    inputs = (randn(2, 1, *last(2, 3, 4)),)
+    yield Sample(args=(1, 1, last(1, 2, 3)), kwargs=settings, inputs=inputs, label="same, reflect")
+    settings = {"padding": "same"}
+    yield Sample(args=(1, 1, 2), kwargs=settings, inputs=(randn(1, 1, *last(2, 3, 3)),), label="same, even")
+    yield Sample(args=(1, 1, 2), kwargs={"padding": 1}, inputs=(randn(1, *last(2, 3, 3)),), label="unbatched")
 
 
 def _saved_bytes(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> int:
     (input,) = inputs
-    left, right, top, bottom = module._reversed_padding_repeated_twice  # type: ignore[misc]
-    tall, wide = input.shape[-2] + top + bottom, input.shape[-1] + left + right
     if module.padding_mode == "zeros" and not isinstance(module.padding, str):
         return nbytes(input)
-    planes = input.numel() // (input.shape[-2] * input.shape[-1])
-    return planes * tall * wide * input.element_size() + 8 * (tall + wide)
+    sides: Any = module._reversed_padding_repeated_twice
+    axes = len(sides) // 2
+    padded = [
+        size + left + right
+        for size, left, right in zip(input.shape[-axes:], sides[-2::-2], sides[::-2], strict=True)
+    ]
+    return nbytes(input) // max(math.prod(input.shape[-axes:]), 1) * math.prod(padded)
 
 
-SPECS = (
-    LayerSpec(
-        name="Conv2d",
-        module=Conv2d,
-        reference=nn.Conv2d,
-        samples=_samples,
+def _spec(module: type[nn.Module], axes: int) -> LayerSpec:
+    return LayerSpec(
+        name=module.__name__,
+        module=module,
+        reference=module.__bases__[-1],
+        samples=partial(_samples, axes),
         saves="input (padded, where the padding is not zeros)",
         saved_bytes=_saved_bytes,
-        aliases=("conv2d",),
-        summary="convolution of the plane",
-    ),
-)
+        aliases=(f"conv{axes}d",),
+        summary=f"convolution over {axes} axes" if axes > 1 else "convolution over one axis",
+    )
+
+
+_PLAIN = tuple(_spec(module, axes) for axes, module in enumerate((Conv1d, Conv2d, Conv3d), start=1))
+_LAZY = (LazyConv1d, LazyConv2d, LazyConv3d)
+SPECS = _PLAIN + tuple(lazy_spec(module, plain) for module, plain in zip(_LAZY, _PLAIN, strict=True))

@@ -18,11 +18,13 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bpkit.core.function import Function
 from bpkit.core.module import Handwritten
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
+from bpkit.layers.lazy import lazy_spec
 
 
 class LinearFunction(Function):
@@ -32,6 +34,10 @@ class LinearFunction(Function):
 
     @staticmethod
     def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if input.dim() > 2 and (bias is None or bias.dim() == 1):
+            # Torch's own would be a view, which nobody could write to.
+            rows = nn.functional.linear(_rows(input), weight, bias)
+            return torch.ops.aten._unsafe_view(rows, (*input.shape[:-1], weight.shape[0]))
         return nn.functional.linear(input, weight, bias)
 
     @staticmethod
@@ -92,21 +98,26 @@ class Linear(Handwritten, nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
+class LazyLinear(nn.LazyLinear, Linear):
+    """`torch.nn.LazyLinear`, which becomes a hand-written `Linear` on its first call."""
+
+    cls_to_become = Linear
+
+
 def _samples() -> Iterable[Sample]:
     yield Sample(args=(3, 4), inputs=(randn(5, 3),))
     yield Sample(args=(3, 2), kwargs={"bias": False}, inputs=(randn(2, 4, 3),), label="no bias")
     yield Sample(args=(3, 4), inputs=(randn(3),), label="unbatched")
 
 
-SPECS = (
-    LayerSpec(
-        name="Linear",
-        module=Linear,
-        reference=nn.Linear,
-        samples=_samples,
-        saves="input",
-        saved_bytes=lambda module, inputs, output: nbytes(inputs[0]),
-        aliases=("linear",),
-        summary="affine map of the last axis",
-    ),
+_LINEAR = LayerSpec(
+    name="Linear",
+    module=Linear,
+    reference=nn.Linear,
+    samples=_samples,
+    saves="input",
+    saved_bytes=lambda module, inputs, output: nbytes(inputs[0]),
+    aliases=("linear",),
+    summary="affine map of the last axis",
 )
+SPECS = (_LINEAR, lazy_spec(LazyLinear, _LINEAR))
