@@ -1,25 +1,21 @@
 """BatchNorm: each channel is brought to mean 0 and variance 1 over the batch, then scaled and shifted.
 
-    μ[c] = 1/N Σₙ x[n,c],   r[c] = (1/N Σₙ (x[n,c] - μ[c])² + ε)^(-1/2),   z[n,c] = (x[n,c] - μ[c]) r[c]
-    y[n,c] = w[c] z[n,c] + b[c]                     n: the N positions of batch and space, c: channel
+    y[n,c] = w[c] z[n,c] + b[c],   z[n,c] = (x[n,c] - μ[c]) r[c] n: N positions of batch and space, c: channel
 
-    ∂L/∂w[c] = Σₙ δ[n,c] z[n,c]                ∂L/∂b[c] = Σₙ δ[n,c]
-
-In training μ and r depend on every x of the channel, with ∂z[m,c]/∂x[n,c] = r[c] ([m = n] - 1/N -
-z[m,c] z[n,c] / N), hence
+In training the derivation is `normalization.py`'s, with a statistic and a weight for each c:
 
     ∂L/∂x[n,c] = w[c] r[c] (δ[n,c] - 1/N Σₘ δ[m,c] - z[n,c] 1/N Σₘ δ[m,c] z[m,c])
 
 and, the two sums being ∂L/∂b and ∂L/∂w, this is one pass over x and δ once those are known. In
 evaluation μ and r are the running statistics, constants: ∂L/∂x[n,c] = w[c] r[c] δ[n,c].
 
-Saved: x, and μ and r, two numbers a channel. A backward that is itself differentiated computes them
-again from x.
+Saved: x, and μ and r, two numbers a channel.
 Source: Ioffe & Szegedy, "Batch normalization", 2015.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,48 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch._C import _are_functorch_transforms_active
 
-from bpkit.core.function import Function
-from bpkit.core.fuse import formula
-from bpkit.core.layout import channels_last, laid_out
+from bpkit import ops
 from bpkit.core.module import Handwritten
-from bpkit.core.precision import widen
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
+from bpkit.layers.lazy import lazy_spec
+from bpkit.layers.normalization import Normalization, keep
 
 
-@formula
-def _training_gradients(
-    grad_output: Tensor,
-    input: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, ...]:
-    """∂L/∂x, ∂L/∂w and ∂L/∂b, the last two [c], as far as they are needed (the first needs both sums)."""
-    dims, count = _reduced(input), input.numel() // input.shape[1]
-    delta = widen(grad_output)
-    centred = widen(input) - _channels(mean, input)  #                             z / r
-    sum_grad = delta.sum(dims) if needs[0] or needs[2] else None
-    sum_grad_normalized = (delta * centred).sum(dims) * rstd if needs[0] or needs[1] else None
-    if sum_grad is None or sum_grad_normalized is None or not needs[0]:
-        return None, sum_grad_normalized, sum_grad
-    scale = rstd if weight is None else rstd * widen(weight)
-    slope = sum_grad_normalized * rstd / count  #                                  of z, in x - μ
-    drift = torch.addcmul(_channels(sum_grad / count, input), centred, _channels(slope, input))
-    gradient = (delta - drift) * _channels(scale, input)
-    return gradient.to(input.dtype), sum_grad_normalized, sum_grad
-
-
-def _reduced(input: Tensor) -> list[int]:
-    return [axis for axis in range(input.dim()) if axis != 1]
-
-
-def _channels(statistic: Tensor, input: Tensor) -> Tensor:
-    """[c] made [1, c, 1, ...], to go with `input`."""
-    return statistic.reshape(1, -1, *(1,) * (input.dim() - 2))
-
-
-class BatchNormFunction(Function):
+class BatchNormFunction(Normalization):
     """`(x [n, c, *], w, b, running_mean, running_var, training, eps) -> (y, μ, r, mean, var)`.
 
     The last two are the batch's mean and unbiased variance, [c], for the running statistics (empty
@@ -103,48 +65,14 @@ class BatchNormFunction(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        input, weight, bias, _, _, ctx.training, ctx.eps = inputs
+        input, training, eps = inputs[0], inputs[5], inputs[6]
         _, mean, rstd, *batch = output
         ctx.mark_non_differentiable(mean, rstd, *batch)
-        ctx.set_materialize_grads(False)
-        ctx.channels_last = channels_last(input)
-        ctx.dtypes = tuple(None if each is None else each.dtype for each in (weight, bias))
-        reads_input = ctx.needs_input_grad[1] or (ctx.needs_input_grad[0] and ctx.training)
-        ctx.save_for_backward(
-            input if reads_input else None,
-            mean if reads_input else None,
-            rstd if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None,
-            weight if ctx.needs_input_grad[0] else None,
+        batches, channels, *space = input.shape
+        over = (0, 2, 3) if training else ()
+        keep(
+            ctx, inputs, mean, rstd, (batches, channels, 1, math.prod(space)), over, eps, (1, channels, 1, 1)
         )
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if grad_output is None:
-            return (None,) * 7
-        input, mean, rstd, weight = ctx.saved_tensors
-        need = ctx.needs_input_grad
-        grad_input: Any = None
-        sum_grad: Any = None
-        sum_grad_normalized: Any = None
-        if ctx.training and input is not None and torch.is_grad_enabled():
-            variance, mean = torch.var_mean(widen(input), _reduced(input), correction=0)
-            rstd = (variance + ctx.eps).rsqrt()
-        elif rstd is not None:
-            mean, rstd = None if mean is None else widen(mean), widen(rstd)
-        if input is not None:
-            grad_input, sum_grad_normalized, sum_grad = _training_gradients(
-                grad_output, input, mean, rstd, weight, (ctx.training and need[0], *need[1:3])
-            )
-        elif ctx.needs_input_grad[2]:
-            sum_grad = widen(grad_output).sum(_reduced(grad_output))
-        if ctx.needs_input_grad[0] and not ctx.training:
-            scale = rstd if weight is None else rstd * widen(weight)
-            grad_input = (widen(grad_output) * _channels(scale, grad_output)).to(grad_output.dtype)
-        if grad_input is not None:
-            grad_input = laid_out(grad_input, ctx.channels_last)
-        grad_weight = sum_grad_normalized.to(ctx.dtypes[0]) if ctx.needs_input_grad[1] else None
-        grad_bias = sum_grad.to(ctx.dtypes[1]) if ctx.needs_input_grad[2] else None
-        return grad_input, grad_weight, grad_bias, None, None, None, None
 
 
 def batch_norm(
@@ -177,20 +105,34 @@ def batch_norm(
         RuntimeError: shapes that do not go together, in torch's words.
     """
     if not _well_formed(input, running_mean, running_var, weight, bias, training, eps):
-        return nn.functional.batch_norm(
-            input, running_mean, running_var, weight, bias, training, momentum, eps
-        )
+        with torch.no_grad():  # raises, unless there is nothing to normalise
+            output = nn.functional.batch_norm(
+                input, running_mean, running_var, weight, bias, training, momentum, eps
+            )
+        return output if input.numel() else of_nothing(input, weight, bias)
     output, _, _, mean, variance = BatchNormFunction.call(
         input, weight, bias, running_mean, running_var, training, eps
     )
     if training and running_mean is not None and running_var is not None:
-        if _are_functorch_transforms_active():
-            # A generated vmap rule maps every output, also for a weight alone; these depend on x only.
-            variance, mean = torch.var_mean(widen(input.detach()), _reduced(input))
         with torch.no_grad():
+            if (
+                _are_functorch_transforms_active()
+            ):  # where only torch's kernel may write to what a transform captures
+                nn.functional.batch_norm(
+                    input.detach(), running_mean, running_var, None, None, True, momentum, eps
+                )
+                return output
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_(variance.to(running_var.dtype), momentum)
     return output
+
+
+def of_nothing(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """An empty batch: weight and bias get zeros, not None, from it."""
+    output = ops.clone(input)
+    if weight is not None:
+        output = ops.mul(output, weight[0])
+    return output if bias is None else ops.add(output, bias[0])
 
 
 def _well_formed(
@@ -214,17 +156,12 @@ def _well_formed(
     return not training or input.numel() > channels
 
 
-class _BatchNorm(Handwritten, nn.modules.batchnorm._BatchNorm):
+class HandwrittenBatchNorm(Handwritten, nn.modules.batchnorm._BatchNorm):
     """What the two modules share: which statistics a call uses, and how they move."""
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         tracks = self.running_mean is not None or self.running_var is not None
-        momentum = 0.0 if self.momentum is None else self.momentum
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # the plain average over all batches
-                momentum = 1.0 / float(self.num_batches_tracked)
         moves = not self.training or self.track_running_stats
         return batch_norm(
             input,
@@ -233,17 +170,48 @@ class _BatchNorm(Handwritten, nn.modules.batchnorm._BatchNorm):
             self.weight,
             self.bias,
             self.training or not tracks,
-            momentum,
+            self._counted(),
             self.eps,
         )
 
+    def _counted(self) -> float:
+        """How much of this batch goes into the running statistics; counts the batch."""
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:  # the plain average over all batches
+                momentum = 1.0 / float(self.num_batches_tracked)
+        return momentum
 
-class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
+
+class BatchNorm1d(HandwrittenBatchNorm, nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d` with a hand-written backward."""
 
 
-class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+class BatchNorm2d(HandwrittenBatchNorm, nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` with a hand-written backward."""
+
+
+class BatchNorm3d(HandwrittenBatchNorm, nn.BatchNorm3d):
+    """`torch.nn.BatchNorm3d` with a hand-written backward."""
+
+
+class LazyBatchNorm1d(nn.LazyBatchNorm1d, BatchNorm1d):
+    """`torch.nn.LazyBatchNorm1d`, which becomes a hand-written `BatchNorm1d` on its first call."""
+
+    cls_to_become = BatchNorm1d
+
+
+class LazyBatchNorm2d(nn.LazyBatchNorm2d, BatchNorm2d):
+    """`torch.nn.LazyBatchNorm2d`, which becomes a hand-written `BatchNorm2d` on its first call."""
+
+    cls_to_become = BatchNorm2d
+
+
+class LazyBatchNorm3d(nn.LazyBatchNorm3d, BatchNorm3d):
+    """`torch.nn.LazyBatchNorm3d`, which becomes a hand-written `BatchNorm3d` on its first call."""
+
+    cls_to_become = BatchNorm3d
 
 
 def _samples_1d() -> Iterable[Sample]:
@@ -261,12 +229,18 @@ def _samples_2d() -> Iterable[Sample]:
     yield Sample(args=(2,), inputs=(randn(2, 2, 3, 2),), train=False, label="eval")
 
 
+def _samples_3d() -> Iterable[Sample]:
+    yield Sample(args=(2,), inputs=(randn(2, 2, 2, 1, 3),))
+    yield Sample(args=(2,), kwargs={"bias": False}, inputs=(randn(2, 2, 1, 2, 2),), label="no bias")
+    yield Sample(args=(2,), inputs=(randn(2, 2, 2, 2, 1),), train=False, label="eval")
+
+
 def _saved_bytes(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> int:
     (input,) = inputs
     return nbytes(input) + 2 * input.shape[1] * max(4, input.element_size())
 
 
-SPECS = tuple(
+_PLAIN = tuple(
     LayerSpec(
         name=module.__name__,
         module=module,
@@ -283,5 +257,8 @@ SPECS = tuple(
     for module, reference, samples in (
         (BatchNorm1d, nn.BatchNorm1d, _samples_1d),
         (BatchNorm2d, nn.BatchNorm2d, _samples_2d),
+        (BatchNorm3d, nn.BatchNorm3d, _samples_3d),
     )
 )
+_LAZY = (LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d)
+SPECS = _PLAIN + tuple(lazy_spec(module, plain) for module, plain in zip(_LAZY, _PLAIN, strict=True))
