@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from bpkit.bench.cases import LARGE, SMALL, Case, case_of
 from bpkit.bench.measure import interleave
@@ -63,10 +64,13 @@ def measure(
     sizes: Iterable[int] = (SMALL, LARGE),
     seconds: float = 1.0,
 ) -> Iterator[Row]:
-    """A row for each spec that has a torch twin, at each size; `saved` counts bytes kept for backward."""
+    """A row for each spec that has a torch twin, at each size; `saved` counts bytes kept for backward.
+
+    Lazy layers have none: after their first call they are the layer that they become.
+    """
     for spec in specs:
         for n in sizes:
-            if spec.reference is not None:
+            if spec.reference is not None and not issubclass(spec.reference, LazyModuleMixin):
                 yield _row(spec, spec.reference, case_of(spec.name), n, saved, seconds)
 
 

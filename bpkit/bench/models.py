@@ -229,7 +229,7 @@ def _llama(width: int) -> Subject:
 def _vit(width: int) -> Subject:
     from transformers import ViTConfig, ViTForImageClassification
 
-    config = ViTConfig(
+    config: Any = ViTConfig(
         hidden_size=width, num_hidden_layers=2, num_attention_heads=4, intermediate_size=4 * width,
         image_size=16, patch_size=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=10,
     )  # fmt: skip
@@ -240,7 +240,7 @@ def _vit(width: int) -> Subject:
 def _t5(width: int) -> Subject:
     from transformers import T5Config, T5ForConditionalGeneration
 
-    config = T5Config(
+    config: Any = T5Config(
         vocab_size=100, d_model=width, d_kv=width // 4, d_ff=4 * width, num_layers=2, num_heads=4,
         dropout_rate=0.0, decoder_start_token_id=0,
     )  # fmt: skip
@@ -294,35 +294,40 @@ class Row:
 
 def measure(names: list[str], width: int = 128, seconds: float = 1.0) -> Iterator[Row]:
     """A row for each model, its three ways interleaved."""
-    for name in names:
-        subject = build(name, width=width)
-        swapped = convert(copy.deepcopy(subject.model))
-        ways: dict[str, tuple[nn.Module, Callable[[], AbstractContextManager[Any]]]] = {
-            "torch": (subject.model, nullcontext),
-            "converted": (swapped, nullcontext),
-            "handwritten": (swapped, handwritten),
-        }
-        times = interleave({way: _step(subject, *each) for way, each in ways.items()}, seconds)
-        saved = {
-            way: saved_in(model, lambda m=model, c=context: _loss(subject, m, c))  # type: ignore[misc]
-            for way, (model, context) in ways.items()
-        }
-        counted = {way: coverage(_loss(subject, *ways[way])) for way in ("converted", "handwritten")}
-        yield Row(
-            name,
-            **times,
-            **{f"saved_{way}": bytes_ for way, bytes_ in saved.items()},
-            **{f"coverage_{way}": each for way, each in counted.items()},  # type: ignore[arg-type]
-        )
+    return (_row(name, build(name, width=width), seconds) for name in names)
 
 
-def _loss(subject: Subject, model: nn.Module, context: Callable[[], AbstractContextManager[Any]]) -> Tensor:
-    with context():
-        return subject.loss(model)
+def _row(name: str, subject: Subject, seconds: float) -> Row:
+    swapped = convert(copy.deepcopy(subject.model))
+
+    def forward(model: nn.Module, context: Callable[[], AbstractContextManager[Any]]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with context():
+                return subject.loss(model)
+
+        return run
+
+    losses = {
+        "torch": forward(subject.model, nullcontext),
+        "converted": forward(swapped, nullcontext),
+        "handwritten": forward(swapped, handwritten),
+    }
+    models = {"torch": subject.model, "converted": swapped, "handwritten": swapped}
+    times = interleave({way: _step(models[way], losses[way]) for way in losses}, seconds)
+    saved = {way: saved_in(models[way], losses[way]) for way in losses}
+    return Row(
+        model=name,
+        torch=times["torch"],
+        converted=times["converted"],
+        handwritten=times["handwritten"],
+        saved_torch=saved["torch"],
+        saved_converted=saved["converted"],
+        saved_handwritten=saved["handwritten"],
+        coverage_converted=coverage(losses["converted"]()),
+        coverage_handwritten=coverage(losses["handwritten"]()),
+    )
 
 
-def _step(
-    subject: Subject, model: nn.Module, context: Callable[[], AbstractContextManager[Any]]
-) -> Callable[[], object]:
+def _step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], object]:
     parameters = [each for each in model.parameters() if each.requires_grad]
-    return lambda: torch.autograd.grad(_loss(subject, model, context), parameters, allow_unused=True)
+    return lambda: torch.autograd.grad(loss(), parameters, allow_unused=True)

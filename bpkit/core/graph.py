@@ -54,7 +54,8 @@ def kind(node: Any) -> Kind:
         what cannot be looked into: somebody else's `autograd.Function`, a compiled graph.
     """
     if isinstance(node, BackwardCFunction):
-        return "handwritten" if issubclass(node._forward_cls, Function) else "opaque"
+        made_by: Any = node
+        return "handwritten" if issubclass(made_by._forward_cls, Function) else "opaque"
     own = type(node).__name__
     if own == "AccumulateGrad":
         return "leaf"

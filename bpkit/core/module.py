@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from bpkit.core.code import own_code
 from bpkit.core.fuse import fuse
@@ -42,3 +43,14 @@ def _fusing(forward: Callable[..., Any]) -> Callable[..., Any]:
         return forward(self, *args, **kwargs)
 
     return own_code(fusing)
+
+
+def adopt(module: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]]) -> None:
+    """Give each module below `module` that is of exactly one of these torch classes its hand-written one.
+
+    For the constructor of a composite, which torch's has just filled with torch's modules. It is what
+    `bpkit.convert` does, which knows all layers and so cannot be called from below them.
+    """
+    for child in module.children():
+        child.__class__ = classes.get(type(child), type(child))
+        adopt(child, classes)

@@ -51,10 +51,12 @@ class LinearFunction(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        rows = _rows(grad_output)  #                                           δ [n, out]
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_input = grad_output @ weight  #                               δ w [*, in]
+        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
+            return grad_input, None, None
+        rows = _rows(grad_output)  #                                           δ [n, out]
         if ctx.needs_input_grad[1]:
             grad_weight = rows.mT @ _rows(input)  #                            δᵀ x [out, in]
         if ctx.needs_input_grad[2]:

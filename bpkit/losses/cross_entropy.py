@@ -52,24 +52,66 @@ class CrossEntropyFunction(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, target, weight = ctx.saved_tensors
-        axis, wide = _class_axis(input), widen(input)
-        kept = target != ctx.ignored
-        index = torch.where(kept, target, 0).long()
-        own = None if weight is None else weight.to(wide.dtype)[index]
         scale = widen(grad_output)
         if ctx.reduction == MEAN:
-            scale = scale / (kept if own is None else own * kept).sum()
-        # 0 where ignored, also where none is kept and the mean divides by 0            [n, 1, *]
-        scale = torch.where(kept, scale, 0).unsqueeze(axis)
-        rows = hot = (scale if own is None else scale * own.unsqueeze(axis)) * (1 - ctx.smoothing)
-        if ctx.smoothing:
-            spread = scale * (ctx.smoothing / input.shape[axis])
-            rows = rows + spread * (input.shape[axis] if weight is None else weight.sum())
-        gradient = wide.softmax(axis) * rows
-        if ctx.smoothing:
-            gradient = gradient - (spread if weight is None else spread * _along(weight, wide, axis))
-        gradient = gradient.scatter_add(axis, index.unsqueeze(axis), -hot)
+            scale = scale / kept_weight(target, weight, ctx.ignored, scale.dtype)
+        chances = widen(input).softmax(class_axis(input))
+        gradient = index_gradient(chances, target, weight, ctx.ignored, ctx.smoothing, scale)
         return gradient.to(input.dtype), None, None, None, None, None
+
+
+def kept_weight(target: Tensor, weight: Tensor | None, ignored: int, dtype: torch.dtype) -> Tensor:
+    """Σₙ w[t[n]] over the indices that are not ignored: what a mean divides by."""
+    kept = target != ignored
+    if weight is None:
+        return kept.sum().to(dtype)
+    return (weight.to(dtype)[torch.where(kept, target, 0).long()] * kept).sum()
+
+
+def hot_cost(
+    target: Tensor, weight: Tensor | None, ignored: int, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The class of each position, δ/m there (0 where it is ignored), and that times w[t].   [n, *] each.
+
+    0 also where nothing is kept and the mean divided by 0.
+    """
+    kept = target != ignored
+    index = torch.where(kept, target, 0).long()
+    scale = torch.where(kept, scale, 0)
+    return index, scale, scale if weight is None else scale * weight.to(scale.dtype)[index]
+
+
+def index_gradient(
+    chances: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smoothing: float, scale: Tensor
+) -> Tensor:
+    """∂L/∂x for class indices, from p; `scale` is δ/m, of each position or one for all.   [n, c, *]"""
+    axis = class_axis(chances)
+    index, scale, hot = (each.unsqueeze(axis) for each in hot_cost(target, weight, ignored, scale))
+    classes = chances.shape[axis]
+    rows = hot = hot * (1 - smoothing)
+    if smoothing:
+        spread = scale * (smoothing / classes)
+        rows = rows + spread * (classes if weight is None else weight.sum())
+    gradient = chances * rows
+    if smoothing:
+        gradient = gradient - (spread if weight is None else spread * _along(weight, chances, axis))
+    return gradient.scatter_add(axis, index, -hot)
+
+
+def soft_gradient(
+    chances: Tensor, target: Tensor, weight: Tensor | None, smoothing: float, scale: Tensor
+) -> Tensor:
+    """∂L/∂x for probabilities, from p; `scale` is δ/m, `[]` or `[n, 1, *]`.   [n, c, *]"""
+    axis = class_axis(chances)
+    cost = soft_cost(target, weight, smoothing, axis)
+    return chances * (scale * cost.sum(axis, keepdim=True)) - scale * cost
+
+
+def soft_target_gradient(logits: Tensor, weight: Tensor | None, smoothing: float, scale: Tensor) -> Tensor:
+    """∂L/∂t for probabilities.   [n, c, *]"""
+    axis = class_axis(logits)
+    gradient = logits.log_softmax(axis) * (scale * (smoothing - 1))
+    return gradient if weight is None else gradient * _along(weight, logits, axis)
 
 
 class SoftCrossEntropyFunction(Function):
@@ -91,26 +133,21 @@ class SoftCrossEntropyFunction(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, target, weight = ctx.saved_tensors
-        axis, wide = _class_axis(input), widen(input)
-        scale = widen(grad_output)
+        axis, scale = class_axis(input), widen(grad_output)
         if ctx.reduction == MEAN:
             scale = scale / (input.numel() // input.shape[axis])
         elif ctx.reduction == NONE:
             scale = scale.unsqueeze(axis)
         grad_input = grad_target = None
         if ctx.needs_input_grad[0]:
-            cost = _cost(target, weight, ctx.smoothing, axis)
-            rows = scale * cost.sum(axis, keepdim=True)
-            grad_input = (wide.softmax(axis) * rows - scale * cost).to(input.dtype)
+            chances = widen(input).softmax(axis)
+            grad_input = soft_gradient(chances, target, weight, ctx.smoothing, scale).to(input.dtype)
         if ctx.needs_input_grad[1]:
-            grad_target = wide.log_softmax(axis) * (scale * (ctx.smoothing - 1))
-            if weight is not None:
-                grad_target = grad_target * _along(weight, wide, axis)
-            grad_target = grad_target.to(target.dtype)
+            grad_target = soft_target_gradient(widen(input), weight, ctx.smoothing, scale).to(target.dtype)
         return grad_input, grad_target, None, None, None
 
 
-def _class_axis(input: Tensor) -> int:
+def class_axis(input: Tensor) -> int:
     return 0 if input.dim() == 1 else 1
 
 
@@ -119,7 +156,7 @@ def _along(weight: Tensor, input: Tensor, axis: int) -> Tensor:
     return weight.reshape(-1, *(1,) * (input.dim() - axis - 1))
 
 
-def _cost(target: Tensor, weight: Tensor | None, smoothing: float, axis: int) -> Tensor:
+def soft_cost(target: Tensor, weight: Tensor | None, smoothing: float, axis: int) -> Tensor:
     """Q w."""
     target = widen(target)
     if smoothing:
@@ -177,7 +214,7 @@ def _well_formed(
         return False
     if ignored >= 0 if target.is_floating_point() else target.dtype not in (torch.int64, torch.uint8):
         return False
-    axis = _class_axis(input)
+    axis = class_axis(input)
     classes = input.shape[axis]
     if target.is_floating_point():
         shape = input.shape

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bpkit.core.spec import LossSpec
-from bpkit.losses import binary, cross_entropy, regression
+from bpkit.losses import binary, cross_entropy, ctc, embedding, linear_cross_entropy, margin, nll, pointwise
 from bpkit.plugins.hookspecs import hookimpl
 
-PAGES = (regression, cross_entropy, binary)
+PAGES = (pointwise, cross_entropy, linear_cross_entropy, nll, binary, margin, embedding, ctc)
 
 
 @hookimpl

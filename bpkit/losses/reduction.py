@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import _reduction
 
 NONE, MEAN, SUM = 0, 1, 2
+BATCHMEAN = 3  # of KLDivLoss alone: the sum over the batch size
 
 
 def code(reduction: str, size_average: bool | None, reduce: bool | None) -> int:

@@ -102,7 +102,8 @@ def op(
         "__module__": forward.__module__,
         "__doc__": f"The operator {name}.",
     }
-    run = type(f"{name.title().replace('_', '')}Function", (Function,), body).call
+    made: type[Function] = type(f"{name.title().replace('_', '')}Function", (Function,), body)
+    run = made.call
 
     @functools.wraps(forward)
     def operator(*args: Any, **kwargs: Any) -> Any:

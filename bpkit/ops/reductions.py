@@ -144,7 +144,7 @@ def _norm_gradient(
     if ord == 0:
         return torch.zeros_like(x) * g
     if math.isinf(ord):
-        attains = x.abs() == out
+        attains = (x.abs() == out) | x.isnan()
         share = attains / attains.sum(_axes(dim, len(shape)), True)
         return x.sgn() * (share * g)
     if ord < 2:  # |x|^(p-2) has a pole at 0, where the subgradient is 0

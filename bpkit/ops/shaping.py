@@ -51,7 +51,7 @@ class CatFunction(Function):
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """`torch.cat`."""
     if not _well_formed(tensors):
-        return torch.cat(tensors, dim)  # raises, in torch's words
+        return torch.cat(tensors, dim)  # type: ignore[arg-type]  # raises, in torch's words
     return CatFunction.call(dim, *tensors)
 
 

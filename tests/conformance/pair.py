@@ -29,7 +29,7 @@ class Run:
     gradients: dict[str, Tensor | None]
 
 
-def build(cls: type[nn.Module], sample: ModuleInput, dtype: torch.dtype, training: bool) -> nn.Module:
+def build(cls: type[nn.Module], sample: ModuleInput, dtype: torch.dtype | None, training: bool) -> nn.Module:
     """The module with its own initialisation, from one seed."""
     torch.manual_seed(0)
     args = copy.deepcopy((sample.constructor_input.args, sample.constructor_input.kwargs))
@@ -115,8 +115,10 @@ def pairs(entry: Entry, dtype: torch.dtype, most: int | None = None) -> Iterator
     for index, (sample, training) in enumerate(given):
         theirs = build(entry.theirs, sample, dtype, training)
         ours = build(entry.ours, sample, dtype, training)
-        if not entry.lazy:
-            ours.load_state_dict(theirs.state_dict())
+        if entry.lazy:  # what it was before is no tensor to copy or compare: the first call makes it one
+            for each in (theirs, ours):
+                call(each, Arguments(sample.forward_input))
+        ours.load_state_dict(theirs.state_dict())
         label = f"sample {index} ({sample.desc}, {'train' if training else 'eval'}, {dtype})"
         yield label, theirs, ours, sample.forward_input
 
@@ -132,6 +134,21 @@ def require_same(ours: Run, theirs: Run, rtol: float, label: str) -> None:
     )
     _require_tensors(ours.gradients, theirs.gradients, rtol, f"{label}: gradient of")
     _require_tensors(dict(ours.module.named_buffers()), dict(theirs.module.named_buffers()), rtol, label)
+
+
+def require_no_farther(ours: Run, theirs: Run, truth: Run, label: str) -> None:
+    """Each output and gradient as near to `truth` as torch's, and gradients None where torch's are."""
+    found = zip(
+        (*ours.outputs, *ours.gradients.values()),
+        (*theirs.outputs, *theirs.gradients.values()),
+        (*truth.outputs, *truth.gradients.values()),
+        strict=True,
+    )
+    for mine, twin, true in found:
+        assert (mine is None) == (twin is None), label
+        if mine is not None and twin is not None and true is not None:
+            error, allowed = relative_error(mine, true), relative_error(twin, true)
+            assert error <= allowed, f"{label}: off by {error:.1e}, torch's by {allowed:.1e}"
 
 
 def _require_tensors(ours: dict[str, Any], theirs: dict[str, Any], rtol: float, label: str) -> None:

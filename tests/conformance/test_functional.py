@@ -15,13 +15,16 @@ import bpkit
 from bpkit.core.graph import kind, nodes
 from bpkit.core.purity import audit, run_backward
 from bpkit.core.structure import flatten, tensors
-from bpkit.swap.handwritten import REPLACEMENTS
+from bpkit.swap.mode import REPLACEMENTS
 from bpkit.verification.compare import relative_error
 from tests.conformance.pair import cotangents, describe
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-RTOL = 1e-11
+# Of statistics over two values, which torch's samples of norms have, the gradients cancel to 1e-5 of their terms.
+RTOL = 1e-10
+# A gradient this much smaller than the largest tensor at hand is compared to that one: its true value may be zero.
+NEGLIGIBLE = 1e-6
 # Of the samples of one operator this many, spread over all of them, where each run is slow.
 FEW = 6
 
@@ -90,11 +93,15 @@ def test_values_and_gradients_are_torchs(info: OpInfo) -> None:
     for label, sample in samples(info):
         ours, theirs = Call(info, sample, handwritten=True), Call(info, sample, handwritten=False)
         _same(label, ours.outputs, theirs.outputs)
-        _same(f"{label}: gradient", ours.gradients(), theirs.gradients())
+        largest = max((_size(each) for each in theirs.outputs), default=0.0)
+        _same(f"{label}: gradient", ours.gradients(), theirs.gradients(), largest)
 
 
-def _same(label: str, ours: tuple[Tensor | None, ...], theirs: tuple[Tensor | None, ...]) -> None:
+def _same(
+    label: str, ours: tuple[Tensor | None, ...], theirs: tuple[Tensor | None, ...], largest: float = 0.0
+) -> None:
     assert len(ours) == len(theirs), label
+    largest = max([largest, *(_size(each) for each in theirs)])
     for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         if a is None or b is None:
             other = a if b is None else b
@@ -104,8 +111,15 @@ def _same(label: str, ours: tuple[Tensor | None, ...], theirs: tuple[Tensor | No
         assert a.dtype is b.dtype, f"{label} {index}: {a.dtype} for {b.dtype}"
         if a.is_complex():
             a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
-        error = relative_error(a.to_dense(), b.to_dense())
+        scale = largest if _size(b) < NEGLIGIBLE * largest else 0.0
+        error = relative_error(a.to_dense(), b.to_dense(), scale=scale)
         assert error <= RTOL, f"{label} {index}: relative error {error:.1e}"
+
+
+def _size(tensor: Tensor | None) -> float:
+    if tensor is None or not tensor.numel() or tensor.layout is not torch.strided:
+        return 0.0
+    return float(tensor.detach().abs().nan_to_num(0, 0, 0).max())
 
 
 @every_operator

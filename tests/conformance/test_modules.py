@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing._internal.common_modules import ModuleErrorEnum
 
+import bpkit.nn
 from bpkit.core.graph import kind
 from bpkit.core.module import Handwritten
 from bpkit.core.purity import audit, run_backward
@@ -20,12 +21,14 @@ from bpkit.core.structure import flatten, tensors
 from tests.conformance.entries import Entry, entries
 from tests.conformance.pair import (
     Arguments,
+    Run,
     build,
     call,
     cotangents,
     describe,
     graph,
     pairs,
+    require_no_farther,
     require_same,
     run,
     spread,
@@ -53,11 +56,36 @@ def test_the_class_is_ours_and_torchs(entry: Entry) -> None:
     assert issubclass(entry.ours, entry.theirs)
 
 
+@pytest.mark.parametrize(
+    "entry", [each for each in entries().values() if each.lazy], ids=lambda entry: entry.name
+)
+def test_a_lazy_module_is_torchs_until_its_first_call_and_bpkits_after(entry: Entry) -> None:
+    for sample, training in entry.inputs(torch.float64):
+        theirs, ours = (build(cls, sample, torch.float64, training) for cls in (entry.theirs, entry.ours))
+        assert repr(ours) == repr(theirs)
+        assert ours.has_uninitialized_params()
+        for each in (theirs, ours):
+            call(each, Arguments(sample.forward_input))
+        assert type(ours) is getattr(bpkit.nn, type(theirs).__name__)
+
+
 @every_module
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_outputs_gradients_and_buffers_are_torchs(entry: Entry, dtype: torch.dtype) -> None:
     for label, theirs, ours, given in pairs(entry, dtype):
-        require_same(run(ours, given), run(theirs, given), RTOL[dtype], label)
+        truth = theirs if entry.lazy else copy.deepcopy(theirs)
+        _require_torchs(run(ours, given), run(theirs, given), truth, given, label)
+
+
+def _require_torchs(mine: Run, twin: Run, truth: nn.Module, given: Any, label: str) -> None:
+    """As torch's, or in float32 as near to what float64 gives: torch's CTCLoss is off by 5e-5 itself."""
+    dtype = mine.outputs[0].dtype
+    try:
+        require_same(mine, twin, RTOL.get(dtype, RTOL[torch.float32]), label)
+    except AssertionError:
+        if dtype is not torch.float32:
+            raise
+        require_no_farther(mine, twin, run(truth.double(), given, Tensor.double), label)
 
 
 @every_module
@@ -82,7 +110,12 @@ def test_a_backward_calls_no_backward(entry: Entry) -> None:
 @every_module
 def test_any_layout_of_inputs_and_gradients_is_taken(entry: Entry) -> None:
     for label, theirs, ours, given in pairs(entry, torch.float64):
-        require_same(run(ours, given, spread, spread), run(theirs, given, spread), RTOL[torch.float64], label)
+        twin = theirs if entry.lazy else copy.deepcopy(theirs)
+        try:
+            expected = run(theirs, given, spread)
+        except RuntimeError:  # torch's own NLLLoss of images wants contiguous ones
+            expected = run(twin, given)
+        require_same(run(ours, given, spread, spread), expected, RTOL[torch.float64], label)
 
 
 @every_module
@@ -93,11 +126,15 @@ def test_memory_format_follows_torchs(entry: Entry) -> None:
 
     for label, theirs, ours, given in pairs(entry, torch.float32):
         for each in (ours, theirs):
-            if not entry.lazy:
-                for parameter in each.parameters():
-                    parameter.data = innermost(parameter.data)
-        mine, twin = run(ours, given, innermost), run(theirs, given, innermost)
-        require_same(mine, twin, RTOL[torch.float32], label)
+            for parameter in each.parameters():
+                parameter.data = innermost(parameter.data)
+        truth = theirs if entry.lazy else copy.deepcopy(theirs)
+        mine = run(ours, given, innermost)
+        try:
+            twin = run(theirs, given, innermost)
+        except RuntimeError:  # torch's own NLLLoss of images wants contiguous ones
+            twin = run(truth, given)
+        _require_torchs(mine, twin, truth, given, label)
         for a, b in zip(mine.outputs, twin.outputs, strict=True):
             assert _formats(a) >= _formats(b), f"{label}: {a.stride()} for {b.stride()}"
 
@@ -113,13 +150,10 @@ def test_repr_state_pickle_and_deepcopy_are_torchs(entry: Entry) -> None:
     for label, theirs, ours, given in pairs(entry, torch.float64):
         assert repr(ours) == repr(theirs), label
         assert list(ours.state_dict()) == list(theirs.state_dict()), label
-        if not entry.lazy:
-            for key, value in theirs.state_dict().items():
-                assert torch.equal(ours.state_dict()[key], value) or value.isnan().any(), f"{label}: {key}"
-            theirs.load_state_dict(ours.state_dict())
-            expected = run(copy.deepcopy(ours), given)
-        else:  # what has no values yet forgets its dtype when pickled: torch's, too
-            expected = run(ours, given)
+        for key, value in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[key], value) or value.isnan().any(), f"{label}: {key}"
+        theirs.load_state_dict(ours.state_dict())
+        expected = run(copy.deepcopy(ours), given)
         for other in (_pickled(ours), copy.deepcopy(ours)):
             assert type(other) is type(ours), label
             require_same(run(other, given), expected, 0.0, label)
@@ -140,8 +174,10 @@ def test_errors_are_torchs(entry: Entry) -> None:
             with pytest.raises(each.error_type, match=each.error_regex):
                 build(entry.ours, sample, torch.float64, True)
             continue
+        # A weight of another dtype is an error of its own, and stays so.
+        dtype = None if "weight" in sample.constructor_input.kwargs else torch.float64
         # torch's regular expressions are not all regular: the words of torch's own error are the measure.
-        module, twin = (build(cls, sample, torch.float64, True) for cls in (entry.ours, entry.theirs))
+        module, twin = (build(cls, sample, dtype, True) for cls in (entry.ours, entry.theirs))
         with pytest.raises(each.error_type) as expected:
             call(twin, Arguments(sample.forward_input))
         with pytest.raises(each.error_type, match=re.escape(str(expected.value).split("\n")[0])):
@@ -174,8 +210,6 @@ def _roots(function: Callable[..., Any], values: tuple[Tensor, ...]) -> list[Ten
 
 def _plain(module: nn.Module, given: Any) -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
     """The module as a function of its differentiable inputs and parameters, and their values."""
-    if _is_lazy(module):
-        call(module, Arguments(given))
     module = copy.deepcopy(module)  # its buffers change with every call
     arguments = Arguments(given)
     names = [key for key, p in module.named_parameters() if p.requires_grad]
@@ -199,10 +233,6 @@ def _plain(module: nn.Module, given: Any) -> tuple[Callable[..., Any], tuple[Ten
         return tuple(each for each in found if each.is_floating_point())
 
     return function, values
-
-
-def _is_lazy(module: nn.Module) -> bool:
-    return getattr(module, "has_uninitialized_params", lambda: False)()
 
 
 @every_module
@@ -302,10 +332,6 @@ def _size(tensor: Tensor) -> float:
 def test_compile(entry: Entry, few: int | None) -> None:
     for label, theirs, ours, given in pairs(entry, torch.float64, few):
         torch._dynamo.reset()
-        if entry.lazy:
-            call(theirs, Arguments(given))
-            call(ours, Arguments(given))
-            ours.load_state_dict(theirs.state_dict())
         expected = run(copy.deepcopy(theirs), given)
         compiled: Any = torch.compile(ours, backend="aot_eager")
         arguments = Arguments(given)

@@ -12,33 +12,27 @@ import bpkit.functional
 import bpkit.nn as nn
 from bpkit.plugins.registry import registry
 
-MODULES = [spec.name for spec in registry().layers] + [spec.module.__name__ for spec in registry().losses]
-FUNCTIONS = [
-    "relu",
-    "leaky_relu",
-    "elu",
-    "selu",
-    "gelu",
-    "silu",
-    "sigmoid",
-    "tanh",
-    "softplus",
-    "softmax",
-    "log_softmax",
-    "linear",
-    "conv2d",
-    "max_pool2d",
-    "avg_pool2d",
-    "batch_norm",
-    "layer_norm",
-    "embedding",
-    "dropout",
-    "mse_loss",
-    "l1_loss",
-    "cross_entropy",
-    "binary_cross_entropy",
-    "binary_cross_entropy_with_logits",
+MODULES = [
+    spec.module.__name__
+    for spec in (*registry().layers, *registry().losses)
+    if spec.reference is not None and hasattr(torch.nn, spec.reference.__name__)
 ]
+# What bpkit.nn.functional has of torch's own: no gradient passes through it, or no layer of torch.nn uses it.
+NATIVE = {"conv_tbc", "grouped_mm", "native_channel_shuffle", "one_hot", "scaled_grouped_mm", "scaled_mm"}
+HELPERS = {"assert_int_or_pair", "boolean_dispatch"}
+FUNCTIONS = [
+    name
+    for name in dir(F)
+    if callable(getattr(F, name))
+    and not isinstance(getattr(F, name), type)
+    and getattr(getattr(F, name), "__module__", None) != "typing"
+    and not name.startswith(("_", "has_torch_function", "handle_torch_function"))
+    and name not in NATIVE | HELPERS
+]
+CONTAINERS = {
+    *("Container", "DataParallel", "Module", "ModuleDict", "ModuleList", "ParameterDict", "ParameterList"),
+    *("RNNBase", "RNNCellBase", "Sequential"),
+}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -66,7 +60,21 @@ def test_no_public_name_of_torchs_is_missing(theirs: object, ours: object) -> No
     assert missing == []
 
 
-def test_what_has_no_hand_written_twin_is_torchs_own_object() -> None:
-    assert nn.Module is torch.nn.Module
-    assert nn.Transformer is torch.nn.Transformer
-    assert nn.functional.pad is F.pad
+def test_every_module_of_torch_nn_but_the_containers_is_hand_written() -> None:
+    theirs = {
+        name
+        for name, each in vars(torch.nn).items()
+        if isinstance(each, type) and issubclass(each, torch.nn.Module) and getattr(nn, name) is each
+    }
+    assert theirs == CONTAINERS
+
+
+@pytest.mark.parametrize("name", sorted(NATIVE))
+def test_what_has_no_hand_written_twin_is_torchs_own_object(name: str) -> None:
+    if hasattr(F, name):  # an older torch lacks some
+        assert getattr(nn.functional, name) is getattr(F, name)
+
+
+def test_containers_init_parallel_and_utils_are_torchs() -> None:
+    for name in (*CONTAINERS, "Parameter", "init", "parallel", "utils", "attention"):
+        assert getattr(nn, name) is getattr(torch.nn, name)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import bpkit
 import bpkit.nn
 from bpkit.core.errors import BpkitError
 from bpkit.core.module import Handwritten
+from bpkit.plugins.catalog import Catalog
 from bpkit.swap import twins
 
 
@@ -129,7 +131,8 @@ class Own(nn.Module):
 def test_what_is_left_is_listed_with_the_reason():
     instance = nn.Linear(2, 2)
     instance.forward = lambda input: input
-    model = nn.Sequential(Doubled(2, 2), Renamed(2, 2), Own(), instance, nn.Hardshrink(), nn.Linear(2, 2))
+    orthogonal = nn.utils.parametrizations.orthogonal(nn.Linear(2, 2)).parametrizations.weight[0]
+    model = nn.Sequential(Doubled(2, 2), Renamed(2, 2), Own(), instance, orthogonal, nn.Linear(2, 2))
     classes = [type(module) for module in model][:-1]
     bpkit.convert(model)
     assert [type(module) for module in model][:-1] == classes
@@ -179,6 +182,14 @@ def test_a_selector_that_selects_nothing_is_an_error(arguments, message):
 def test_unknown_rule_is_an_error():
     with pytest.raises(BpkitError, match="unknown rule 'feedback'"):
         bpkit.convert(nn.Linear(2, 2), rule="feedback")
+
+
+def test_a_rule_is_not_lost_in_a_lazy_module(monkeypatch):
+    rule = bpkit.RuleSpec(name="doubled", modules={nn.Linear: Doubled}, angle=1.0)
+    known = SimpleNamespace(rules=Catalog("rule", [(rule, None)]), layers=(), losses=())
+    monkeypatch.setattr("bpkit.swap.conversion.registry", lambda: known)
+    with pytest.raises(BpkitError, match="LazyLinear that has not seen an input yet"):
+        bpkit.convert(nn.Sequential(nn.LazyLinear(2)), rule="doubled")
 
 
 def test_a_parametrised_module_keeps_its_parametrisation():

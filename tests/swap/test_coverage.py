@@ -11,7 +11,7 @@ from torch import Tensor
 import bpkit
 from bpkit.core.errors import BpkitError
 from bpkit.core.graph import VIEWS
-from bpkit.swap.handwritten import REPLACEMENTS
+from bpkit.swap.mode import REPLACEMENTS
 
 
 class Foreign(torch.autograd.Function):

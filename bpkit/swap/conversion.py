@@ -19,6 +19,7 @@ from fnmatch import translate
 from typing import TypeVar
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from bpkit.core.errors import BpkitError
@@ -82,13 +83,16 @@ def convert(
         The same object.
 
     Raises:
-        BpkitError: a pattern that matches no module, an unknown rule, a model that the rule refuses.
+        BpkitError: a pattern that matches no module, an unknown rule, a model that the rule refuses, a lazy
+            module that a rule is for and that has not been called yet.
     """
     spec = None if rule is None else registry().rules[rule]
     if not isinstance(model, nn.Module):
         raise BpkitError(f"convert: model must be a torch.nn.Module, not {type(model).__name__}")
     classes = twins() if spec is None else _under(spec)
     names = dict(model.named_modules())
+    if spec is not None:
+        _require_made(spec, names)
     wanted = None if only is None else _selected(names, only, "only")
     unwanted = set() if exclude is None else _selected(names, exclude, "exclude")
     before: list[tuple[nn.Module, type[nn.Module]]] = []
@@ -159,6 +163,18 @@ def _under(spec: RuleSpec) -> dict[type[nn.Module], type[nn.Module]]:
             if reference in spec.modules and module is not spec.modules[reference]:
                 given[module] = spec.modules[reference]
     return {**classes, **given, **spec.modules}
+
+
+def _require_made(spec: RuleSpec, names: Mapping[str, nn.Module]) -> None:
+    """Refuse a lazy module that the rule is for: its first call would make it an ordinary one, without the rule."""
+    for path, module in names.items():
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+            becomes = module.cls_to_become
+            if becomes is not None and any(issubclass(becomes, each) for each in spec.modules):
+                raise BpkitError(
+                    f"convert(rule={spec.name!r}): {path or 'the model'} is a {type(module).__name__} that has "
+                    "not seen an input yet; call the model once, and convert it then"
+                )
 
 
 def _swapped(module: nn.Module, classes: Classes) -> type[nn.Module] | None:

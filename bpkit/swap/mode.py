@@ -105,8 +105,8 @@ def _replacements() -> Mapping[Any, Callable[..., Any]]:
     for name, method in _METHODS.items():
         found[getattr(Tensor, name)] = method
     found[torch.linalg.vector_norm] = ops.vector_norm
-    found[torch._VF._pack_padded_sequence] = ops.pack_padded_sequence  # type: ignore[attr-defined]
-    found[torch._VF._pad_packed_sequence] = ops.pad_packed_sequence  # type: ignore[attr-defined]
+    found[torch._VF._pack_padded_sequence] = ops.pack_padded_sequence
+    found[torch._VF._pad_packed_sequence] = ops.pad_packed_sequence
     return found
 
 
