@@ -145,7 +145,7 @@ def pairwise_distance(
         keepdim: whether the last axis stays, at size 1.
     """
     difference = ops.add(ops.sub(x1, x2), eps)
-    return ops.vector_norm(difference, p, -1, keepdim)  # type: ignore[no-any-return]
+    return ops.vector_norm(difference, p, -1, keepdim)
 
 
 def pdist(input: Tensor, p: float = 2.0) -> Tensor:

@@ -333,7 +333,8 @@ def _extended(
         parts = [own]
         if bias is not None:
             assert given is None, f"bias cannot be added to static {name}."
-            parts.append(bias.unflatten(-1, (heads, width)).permute(1, 2, 0, 3).expand(batch, -1, -1, -1))
+            row = bias[(None,) * (3 - bias.dim())].unflatten(-1, (heads, width))  #      [1, 1, h, d]
+            parts.append(row.permute(1, 2, 0, 3).expand(batch, -1, -1, -1))
         if given is not None:
             for axis, size in ((0, batch * heads), (2, width)):
                 assert given.size(axis) == size, (

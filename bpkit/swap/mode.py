@@ -37,7 +37,7 @@ from bpkit.ops.op import UnboundError
 # Functionals that torch has under its own name, or as a method of Tensor, with the same arguments.
 _FUNCTIONALS = (
     *("celu", "dropout", "log_softmax", "prelu", "relu", "selu"),
-    *("sigmoid", "softmax", "tanh", "threshold"),
+    *("sigmoid", "softmax", "tanh", "threshold", "max_pool1d", "max_pool2d", "max_pool3d"),
 )
 # Other names of operators, and of those that are spelt in Python.
 _ALIASES: Mapping[str, str] = {
