@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bpkit.plugins import registry
+from bpkit.plugins.table import table
 from bpkit.train import build
 from bpkit.train.config import parse
 
@@ -42,7 +43,12 @@ def test_the_toml_is_a_run():
     assert len(build.model(run.model, 0, registry())) == 4
 
 
-@pytest.mark.parametrize("kind", ["layers", "losses", "optimizers", "regularizers", "diagnostics", "recipes"])
+def test_the_table_of_layers_is_that_of_the_specs():
+    (shown,) = re.findall(r"<!-- layers -->\n\n(.*)\n\n<!-- /layers -->", README, re.DOTALL)
+    assert shown == table([*registry().layers, *registry().losses]), "run scripts/readme"
+
+
+@pytest.mark.parametrize("kind", ["optimizers", "regularizers", "diagnostics", "recipes"])
 def test_everything_registered_is_in_the_table(kind):
     (row,) = re.findall(rf"^\| {kind} \| (.*) \|$", README, re.MULTILINE)
     assert row == ", ".join(f"`{spec.name}`" for spec in getattr(registry(), kind))

@@ -38,15 +38,31 @@ from tests.conformance.pair import (
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 RTOL = {torch.float64: 1e-11, torch.float32: 2e-5}
-# Numerical differentiation and tracing are slow: of an entry's samples this many, spread over all of them.
-FEW = 4
+# Values and gradients are compared on every sample of torch's; of an entry with hundreds, what follows from them
+# is looked at on so many, spread over all, and what is slow (numerical differentiation, tracing) on so few.
+MANY, FEW, TRACED = 40, 4, 2
 
 every_module = pytest.mark.parametrize("entry", entries().values(), ids=lambda entry: entry.name)
 
 
+def most(request: pytest.FixtureRequest, number: int) -> int | None:
+    """How many samples to run, all of them with --every-sample."""
+    return None if request.config.getoption("--every-sample") else number
+
+
+@pytest.fixture
+def many(request: pytest.FixtureRequest) -> int | None:
+    return most(request, MANY)
+
+
 @pytest.fixture
 def few(request: pytest.FixtureRequest) -> int | None:
-    return None if request.config.getoption("--every-sample") else FEW
+    return most(request, FEW)
+
+
+@pytest.fixture
+def traced(request: pytest.FixtureRequest) -> int | None:
+    return most(request, TRACED)
 
 
 @every_module
@@ -89,15 +105,15 @@ def _require_torchs(mine: Run, twin: Run, truth: nn.Module, given: Any, label: s
 
 
 @every_module
-def test_every_node_is_handwritten_or_a_view(entry: Entry) -> None:
-    for label, _, ours, given in pairs(entry, torch.float64):
+def test_every_node_is_handwritten_or_a_view(entry: Entry, many: int | None) -> None:
+    for label, _, ours, given in pairs(entry, torch.float64, many):
         foreign = [node for node in graph(ours, given) if kind(node) in ("native", "opaque")]
         assert not foreign, f"{label}: {describe(foreign)}"
 
 
 @every_module
-def test_a_backward_calls_no_backward(entry: Entry) -> None:
-    for label, _, ours, given in pairs(entry, torch.float64):
+def test_a_backward_calls_no_backward(entry: Entry, many: int | None) -> None:
+    for label, _, ours, given in pairs(entry, torch.float64, many):
         arguments = Arguments(given)
         roots = [each for each in call(ours, arguments) if each.requires_grad]
         wanted = [*arguments.leaves.values(), *ours.parameters()]
@@ -108,8 +124,8 @@ def test_a_backward_calls_no_backward(entry: Entry) -> None:
 
 
 @every_module
-def test_any_layout_of_inputs_and_gradients_is_taken(entry: Entry) -> None:
-    for label, theirs, ours, given in pairs(entry, torch.float64):
+def test_any_layout_of_inputs_and_gradients_is_taken(entry: Entry, many: int | None) -> None:
+    for label, theirs, ours, given in pairs(entry, torch.float64, many):
         twin = theirs if entry.lazy else copy.deepcopy(theirs)
         try:
             expected = run(theirs, given, spread)
@@ -119,12 +135,12 @@ def test_any_layout_of_inputs_and_gradients_is_taken(entry: Entry) -> None:
 
 
 @every_module
-def test_memory_format_follows_torchs(entry: Entry) -> None:
+def test_memory_format_follows_torchs(entry: Entry, many: int | None) -> None:
     def innermost(tensor: Tensor) -> Tensor:
         formats = {4: torch.channels_last, 5: torch.channels_last_3d}
         return tensor.clone(memory_format=formats.get(tensor.dim(), torch.preserve_format))
 
-    for label, theirs, ours, given in pairs(entry, torch.float32):
+    for label, theirs, ours, given in pairs(entry, torch.float32, many):
         for each in (ours, theirs):
             for parameter in each.parameters():
                 parameter.data = innermost(parameter.data)
@@ -146,8 +162,8 @@ def _formats(tensor: Tensor) -> set[torch.memory_format]:
 
 
 @every_module
-def test_repr_state_pickle_and_deepcopy_are_torchs(entry: Entry) -> None:
-    for label, theirs, ours, given in pairs(entry, torch.float64):
+def test_repr_state_pickle_and_deepcopy_are_torchs(entry: Entry, many: int | None) -> None:
+    for label, theirs, ours, given in pairs(entry, torch.float64, many):
         assert repr(ours) == repr(theirs), label
         assert list(ours.state_dict()) == list(theirs.state_dict()), label
         for key, value in theirs.state_dict().items():
@@ -236,8 +252,8 @@ def _plain(module: nn.Module, given: Any) -> tuple[Callable[..., Any], tuple[Ten
 
 
 @every_module
-def test_func_grad(entry: Entry) -> None:
-    for label, theirs, ours, given in pairs(entry, torch.float64):
+def test_func_grad(entry: Entry, many: int | None) -> None:
+    for label, theirs, ours, given in pairs(entry, torch.float64, many):
         try:
             expected = _func_grad(theirs, given)
         except Exception:  # torch's own cannot
@@ -294,8 +310,8 @@ def _mapped(module: nn.Module, given: Any) -> tuple[Tensor, ...] | None:
 
 
 @every_module
-def test_autocast(entry: Entry) -> None:
-    for label, theirs, ours, given in pairs(entry, torch.float32):
+def test_autocast(entry: Entry, many: int | None) -> None:
+    for label, theirs, ours, given in pairs(entry, torch.float32, many):
         try:
             with torch.autocast("cpu", torch.bfloat16):
                 twin = run(copy.deepcopy(theirs), given)
@@ -329,8 +345,8 @@ def _size(tensor: Tensor) -> float:
 
 
 @every_module
-def test_compile(entry: Entry, few: int | None) -> None:
-    for label, theirs, ours, given in pairs(entry, torch.float64, few):
+def test_compile(entry: Entry, traced: int | None) -> None:
+    for label, theirs, ours, given in pairs(entry, torch.float64, traced):
         torch._dynamo.reset()
         expected = run(copy.deepcopy(theirs), given)
         compiled: Any = torch.compile(ours, backend="aot_eager")

@@ -1,4 +1,4 @@
-"""convert and revert in every state that a model may be in: wrapped, compiled, sharded, parametrised, copied."""
+"""convert and revert in every state of a model: wrapped, compiled, sharded, parametrised, copied."""
 
 from __future__ import annotations
 
