@@ -95,7 +95,7 @@ def index_gradient(
     gradient = chances * rows
     if smoothing:
         gradient = gradient - (spread if weight is None else spread * _along(weight, chances, axis))
-    return gradient.scatter_add(axis, index, -hot)
+    return gradient.scatter_add_(axis, index, -hot)
 
 
 def soft_gradient(
@@ -148,6 +148,7 @@ class SoftCrossEntropyFunction(Function):
 
 
 def class_axis(input: Tensor) -> int:
+    """The axis of the classes: the second, or of a single position the only one."""
     return 0 if input.dim() == 1 else 1
 
 

@@ -146,7 +146,7 @@ def triplet_margin_with_distance_loss(
     swap: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """`torch.nn.functional.triplet_margin_with_distance_loss`; `distance_function` brings its own backward."""
+    """`torch.nn.functional.triplet_margin_with_distance_loss`; a distance brings its own backward."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{reduction} is not a valid value for reduction")
     if margin <= 0:
@@ -168,8 +168,9 @@ def _handwritten(distance: Callable[[Tensor, Tensor], Tensor] | None) -> Callabl
 def _same_rank(anchor: Tensor, positive: Tensor, negative: Tensor) -> None:
     if not anchor.dim() == positive.dim() == negative.dim():
         raise RuntimeError(
-            "The anchor, positive, and negative tensors are expected to have the same number of dimensions, "
-            f"but got: anchor {anchor.dim()}D, positive {positive.dim()}D, and negative {negative.dim()}D inputs"
+            "The anchor, positive, and negative tensors are expected to have the same number of "
+            f"dimensions, but got: anchor {anchor.dim()}D, positive {positive.dim()}D, "
+            f"and negative {negative.dim()}D inputs"
         )
 
 
@@ -188,7 +189,7 @@ def _triplet(
     terms: Tensor = ops.clamp(ops.sub(ops.add(near, margin), far), min=0)
     if reduction == NONE:
         return terms
-    return ops.mean(terms) if reduction == MEAN else ops.sum(terms)  # type: ignore[no-any-return]
+    return ops.mean(terms) if reduction == MEAN else ops.sum(terms)
 
 
 class CosineEmbeddingLoss(Handwritten, nn.CosineEmbeddingLoss):
@@ -235,13 +236,15 @@ class TripletMarginWithDistanceLoss(Handwritten, nn.TripletMarginWithDistanceLos
 
 def _pairs() -> Iterable[Sample]:
     inputs = (randn(4, 3), randn(4, 3, seed=1), torch.tensor([1, -1, -1, 1]))
-    for kwargs in ({}, {"margin": -0.5, "reduction": "sum"}, {"reduction": "none"}):
-        yield Sample(kwargs=kwargs, inputs=inputs, label=kwargs.get("reduction", "mean"))
+    for margin, reduction in ((0.0, "mean"), (-0.5, "sum"), (0.0, "none")):
+        kwargs = {"margin": margin, "reduction": reduction}
+        yield Sample(kwargs=kwargs, inputs=inputs, label=reduction)
 
 
 def _triplets(*settings: dict[str, Any]) -> Iterable[Sample]:
     inputs = tuple(randn(4, 3, seed=seed) for seed in range(3))
-    for kwargs in ({}, {"reduction": "none", "swap": True}, {"reduction": "sum"}, *settings):
+    tried: list[dict[str, Any]] = [{}, {"reduction": "none", "swap": True}, {"reduction": "sum"}]
+    for kwargs in (*tried, *settings):
         yield Sample(kwargs=kwargs, inputs=inputs, label=", ".join(kwargs))
 
 

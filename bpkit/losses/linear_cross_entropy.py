@@ -127,7 +127,7 @@ class _Sums:
 
     def add(self, x: Tensor, slope: Tensor) -> None:
         """A block's rows, and its d."""
-        slope = slope.flatten(1)
+        slope = slope.reshape(len(x), len(self.weight))
         rounded = slope.to(x.dtype)
         if self.wanted[0]:
             self.inputs.append(rounded @ self.weight)
@@ -163,7 +163,7 @@ def _losses(logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int,
     weight = None if weight is None else weight.to(logits.dtype)
     if target.is_floating_point():
         return -(logits * soft_cost(target, weight, smoothing, 1)).sum(1)
-    losses = torch._C._nn.nll_loss_nd(logits, target, weight, NONE, ignored)
+    losses = torch._C._nn.nll_loss_nd(logits, target, weight, NONE, ignored)  # type: ignore[arg-type]
     if not smoothing:
         return losses
     spread = logits if weight is None else logits * weight.reshape(-1, *(1,) * (logits.dim() - 2))
@@ -174,7 +174,7 @@ def _losses(logits: Tensor, target: Tensor, weight: Tensor | None, ignored: int,
 def _slope(
     chances: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smoothing: float, scale: Tensor
 ) -> Tensor:
-    """d from p and δ/m.   [r, c, *]"""
+    """The slope d from p and δ/m.   [r, c, *]"""
     if target.is_floating_point():
         return soft_gradient(chances, target, weight, smoothing, scale)
     return index_gradient(chances, target, weight, ignored, smoothing, scale)
@@ -235,7 +235,7 @@ def linear_cross_entropy(
             label_smoothing=label_smoothing,
         )
         raise NotImplementedError(
-            f"bpkit's linear_cross_entropy does not take these arguments (torch's gives {tuple(twin.shape)}); "
+            f"bpkit's linear_cross_entropy does not take these arguments (torch's gives {twin.shape}); "
             "leave the module to torch by bpkit.convert(model, exclude=...)"
         )
     single = input.dim() == 1
@@ -342,7 +342,13 @@ def _samples() -> Iterable[Sample]:
     options = nn.LinearCrossEntropyOptions(batch_chunk_size=7, chunking_method=None)
     settings = {"options": options, "label_smoothing": 0.2, "ignore_index": 1, "reduction": "sum"}
     yield Sample(args=(2, 6), kwargs=settings, inputs=many, label="blocks, smoothing, ignored, sum")
-    settings = {"options": options, "weight": weight, "bias": True, "reduction": "none"}
+    settings = {
+        "options": options,
+        "label_smoothing": 0.1,
+        "weight": weight,
+        "bias": True,
+        "reduction": "none",
+    }
     yield Sample(args=(2, 3), kwargs=settings, inputs=(randn(24, 2), many[1] % 3), label="weight, none")
     soft = (randn(5, 2), torch.softmax(randn(5, 3, 2, seed=1), 1))
     yield Sample(args=(2, 3), kwargs={"out_features": (2,)}, inputs=soft, label="positions, probabilities")

@@ -33,7 +33,7 @@ class NLLFunction(Function):
 
     @staticmethod
     def forward(input: Tensor, target: Tensor, weight: Tensor | None, ignored: int, reduction: int) -> Tensor:
-        loss = torch._C._nn.nll_loss_nd(input, target, weight, reduction, ignored)
+        loss = torch._C._nn.nll_loss_nd(input, target, weight, reduction, ignored)  # type: ignore[arg-type]
         return loss.clone() if reduction == NONE else loss  # of positions torch returns a view
 
     @staticmethod
@@ -50,7 +50,7 @@ class NLLFunction(Function):
             scale = scale / kept_weight(target, weight, ctx.ignored, scale.dtype)
         index, _, hot = (each.unsqueeze(ctx.axis) for each in hot_cost(target, weight, ctx.ignored, scale))
         hot = -hot.to(ctx.dtype)
-        return hot.new_zeros(ctx.shape).scatter(ctx.axis, index, hot), None, None, None, None
+        return hot.new_zeros(ctx.shape).scatter_(ctx.axis, index, hot), None, None, None, None
 
 
 def nll_loss(

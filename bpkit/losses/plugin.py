@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
 
 from bpkit.core.spec import LossSpec
-from bpkit.losses import binary, cross_entropy, ctc, embedding, linear_cross_entropy, margin, nll, pointwise
+from bpkit.losses import binary, cross_entropy, ctc, embedding, margin, nll, pointwise
 from bpkit.plugins.hookspecs import hookimpl
 
-PAGES = (pointwise, cross_entropy, linear_cross_entropy, nll, binary, margin, embedding, ctc)
+PAGES: tuple[Any, ...] = (pointwise, cross_entropy, nll, binary, margin, embedding, ctc)
+if hasattr(nn, "LinearCrossEntropyLoss"):  # younger than the oldest torch that bpkit runs on
+    from bpkit.losses import linear_cross_entropy
+
+    PAGES = (*PAGES, linear_cross_entropy)
 
 
 @hookimpl

@@ -10,7 +10,8 @@
     PoissonNLL        eˣ - t x,  or x - t ln(x + ε)                eˣ - t, 1 - t/(x + ε)    -x, -ln(x + ε)
     GaussianNLL       (ln v + (x - t)²/v) / 2                      (x - t)/v                -∂x
                       with v the variance, at least ε              ∂v (1 - (x - t)²/v) / 2v
-    KLDiv             t (ln t - x),  or eᵗ (t - x)                 -t, -eᵗ                  ln t + 1 - x, eᵗ (t - x + 1)
+    KLDiv             t (ln t - x)                                 -t                       ln t + 1 - x
+                      or eᵗ (t - x)                                -eᵗ                      eᵗ (t - x + 1)
 
 κ is 1 where the margin is not kept, the term's edge included, and 0 elsewhere. Poisson's full form adds
 Stirling's t ln t - t + ln(2πt)/2 where t > 1. As torch has it, the gradient to a variance that was cut

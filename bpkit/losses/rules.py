@@ -103,16 +103,16 @@ def pointwise(
         if torch.compiler.is_compiling() and given[0] is given[1]:  # Dynamo takes no tensor twice
             given = (given[0].view_as(given[0]), *given[1:])
         if weight is None:
-            return function.call(*given, reduced)  # type: ignore[no-any-return]
+            return function.call(*given, reduced)
         if weight.size() != shape:
             raise ValueError("Weights and input must have the same size.")
         terms = ops.mul(function.call(*given, NONE), weight)
         if reduced == NONE:
-            return terms  # type: ignore[no-any-return]
+            return terms
         if reduced == MEAN and not weighted_mean:
-            return ops.mean(terms)  # type: ignore[no-any-return]
+            return ops.mean(terms)
         total = ops.sum(terms)
-        return ops.div(total, ops.sum(weight)) if reduced == MEAN else total  # type: ignore[no-any-return]
+        return ops.div(total, ops.sum(weight)) if reduced == MEAN else total
 
     functional = _functional(twin, tensors, settings, loss)
     module: Any = type(
@@ -222,7 +222,7 @@ def _functional(
     settings: tuple[str, ...],
     loss: Callable[..., Tensor],
 ) -> Callable[..., Tensor]:
-    """The plain function, with the signature of `twin`, written out: Python checks a call in its own words."""
+    """The plain function, with the signature of `twin` written out: Python checks a call in its own words."""
     signature = inspect.signature(twin)
     parameters = [each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()]
     plain = str(inspect.Signature(parameters))[1:-1]

@@ -1,10 +1,10 @@
 """`torch.nn`, with hand-written backwards: `import bpkit.nn as nn` is the only change to a model.
 
 Every public name of torch.nn is here. Those listed below are bpkit's own; the rest (Module, Parameter,
-containers, init, utils, and layers that have no hand-written twin yet) are torch's very objects.
-`bpkit.converted(model).left` says which layers of a model those are.
+containers, init, parallel, utils) are torch's very objects.
 """
 
+from torch import nn as _nn
 from torch.nn import *  # noqa: F403
 
 import bpkit.nn.functional as functional  # noqa: F401 - `from bpkit.nn import` would find torch's
@@ -43,7 +43,6 @@ from bpkit.layers.batchnorm import (
     LazyBatchNorm3d as LazyBatchNorm3d,
 )
 from bpkit.layers.bilinear import Bilinear as Bilinear
-from bpkit.layers.cells import GRUCell as GRUCell, LSTMCell as LSTMCell, RNNCell as RNNCell
 from bpkit.layers.conv import (
     Conv1d as Conv1d,
     Conv2d as Conv2d,
@@ -83,6 +82,7 @@ from bpkit.layers.gates import (
 )
 from bpkit.layers.groupnorm import GroupNorm as GroupNorm
 from bpkit.layers.gru import GRU as GRU
+from bpkit.layers.grucell import GRUCell as GRUCell
 from bpkit.layers.instancenorm import (
     InstanceNorm1d as InstanceNorm1d,
     InstanceNorm2d as InstanceNorm2d,
@@ -100,6 +100,7 @@ from bpkit.layers.layernorm import LayerNorm as LayerNorm
 from bpkit.layers.linear import LazyLinear as LazyLinear, Linear as Linear
 from bpkit.layers.lppool import LPPool1d as LPPool1d, LPPool2d as LPPool2d, LPPool3d as LPPool3d
 from bpkit.layers.lstm import LSTM as LSTM
+from bpkit.layers.lstmcell import LSTMCell as LSTMCell
 from bpkit.layers.maxpool import MaxPool1d as MaxPool1d, MaxPool2d as MaxPool2d, MaxPool3d as MaxPool3d
 from bpkit.layers.maxunpool import (
     MaxUnpool1d as MaxUnpool1d,
@@ -141,6 +142,7 @@ from bpkit.layers.rectifiers import (
 from bpkit.layers.responsenorm import CrossMapLRN2d as CrossMapLRN2d, LocalResponseNorm as LocalResponseNorm
 from bpkit.layers.rmsnorm import RMSNorm as RMSNorm
 from bpkit.layers.rnn import RNN as RNN
+from bpkit.layers.rnncell import RNNCell as RNNCell
 from bpkit.layers.shuffling import (
     ChannelShuffle as ChannelShuffle,
     PixelShuffle as PixelShuffle,
@@ -156,8 +158,10 @@ from bpkit.layers.syncbatchnorm import SyncBatchNorm as SyncBatchNorm
 from bpkit.layers.transformer import (
     Transformer as Transformer,
     TransformerDecoder as TransformerDecoder,
-    TransformerDecoderLayer as TransformerDecoderLayer,
     TransformerEncoder as TransformerEncoder,
+)
+from bpkit.layers.transformer_layers import (
+    TransformerDecoderLayer as TransformerDecoderLayer,
     TransformerEncoderLayer as TransformerEncoderLayer,
 )
 from bpkit.layers.views import (
@@ -173,7 +177,6 @@ from bpkit.losses.embedding import (
     TripletMarginLoss as TripletMarginLoss,
     TripletMarginWithDistanceLoss as TripletMarginWithDistanceLoss,
 )
-from bpkit.losses.linear_cross_entropy import LinearCrossEntropyLoss as LinearCrossEntropyLoss
 from bpkit.losses.margin import (
     MultiLabelMarginLoss as MultiLabelMarginLoss,
     MultiLabelSoftMarginLoss as MultiLabelSoftMarginLoss,
@@ -192,3 +195,6 @@ from bpkit.losses.pointwise import (
     SmoothL1Loss as SmoothL1Loss,
     SoftMarginLoss as SoftMarginLoss,
 )
+
+if hasattr(_nn, "LinearCrossEntropyLoss"):  # a name that an older torch lacks is absent here, too
+    from bpkit.losses.linear_cross_entropy import LinearCrossEntropyLoss as LinearCrossEntropyLoss

@@ -1,5 +1,6 @@
 """`torch.nn.functional`, with hand-written backwards: every name, bpkit's own where listed below."""
 
+from torch.nn import functional as _functional
 from torch.nn.functional import *  # noqa: F403
 
 from bpkit.layers.activations import (
@@ -139,7 +140,6 @@ from bpkit.losses.embedding import (
     triplet_margin_loss as triplet_margin_loss,
     triplet_margin_with_distance_loss as triplet_margin_with_distance_loss,
 )
-from bpkit.losses.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from bpkit.losses.margin import (
     multi_margin_loss as multi_margin_loss,
     multilabel_margin_loss as multilabel_margin_loss,
@@ -158,3 +158,6 @@ from bpkit.losses.pointwise import (
     smooth_l1_loss as smooth_l1_loss,
     soft_margin_loss as soft_margin_loss,
 )
+
+if hasattr(_functional, "linear_cross_entropy"):  # a name that an older torch lacks is absent here, too
+    from bpkit.losses.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy

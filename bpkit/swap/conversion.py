@@ -166,14 +166,14 @@ def _under(spec: RuleSpec) -> dict[type[nn.Module], type[nn.Module]]:
 
 
 def _require_made(spec: RuleSpec, names: Mapping[str, nn.Module]) -> None:
-    """Refuse a lazy module that the rule is for: its first call would make it an ordinary one, without the rule."""
+    """Refuse a lazy module that the rule is for: its first call would lose the rule."""
     for path, module in names.items():
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
             becomes = module.cls_to_become
             if becomes is not None and any(issubclass(becomes, each) for each in spec.modules):
                 raise BpkitError(
-                    f"convert(rule={spec.name!r}): {path or 'the model'} is a {type(module).__name__} that has "
-                    "not seen an input yet; call the model once, and convert it then"
+                    f"convert(rule={spec.name!r}): {path or 'the model'} is a {type(module).__name__} that "
+                    "has not seen an input yet; call the model once, and convert it then"
                 )
 
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from bpkit.core.errors import BpkitError
+from bpkit.core.structure import flatten, tensors
 from bpkit.verification.case import Case, call
 from bpkit.verification.compare import same_bytes
 from bpkit.verification.modules import module_case
 from bpkit.verification.probe import settled
-from bpkit.core.structure import flatten, tensors
 from bpkit.verification.subjects import ModuleCase
 
 

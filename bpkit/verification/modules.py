@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bpkit.core.spec import ModuleSpec, Sample
+from bpkit.core.structure import Rebuild, flatten, tensors
 from bpkit.verification.case import SEED, Case, Forward, seed
 from bpkit.verification.probe import settled
-from bpkit.core.structure import Rebuild, flatten, tensors
 
 
 def spec_cases(spec: ModuleSpec) -> Iterator[Case]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -78,3 +80,18 @@ def test_what_has_no_hand_written_twin_is_torchs_own_object(name: str) -> None:
 def test_containers_init_parallel_and_utils_are_torchs() -> None:
     for name in (*CONTAINERS, "Parameter", "init", "parallel", "utils", "attention"):
         assert getattr(nn, name) is getattr(torch.nn, name)
+
+
+def test_a_name_that_an_older_torch_lacks_is_absent_and_breaks_nothing() -> None:
+    code = (
+        "import torch.nn, torch.nn.functional as F, torch.nn.modules.loss\n"
+        "del torch.nn.LinearCrossEntropyLoss, torch.nn.modules.loss.LinearCrossEntropyLoss\n"
+        "del torch.nn.LinearCrossEntropyOptions, F.linear_cross_entropy\n"
+        "import bpkit, bpkit.nn\n"
+        "from bpkit.plugins import registry\n"
+        "assert not hasattr(bpkit.nn, 'LinearCrossEntropyLoss')\n"
+        "assert not hasattr(bpkit.functional, 'linear_cross_entropy')\n"
+        "assert 'cross_entropy' in registry().losses and 'linear_cross_entropy' not in registry().losses\n"
+        "with bpkit.handwritten(): pass\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from bpkit.core.structure import tensors
 from bpkit.verification.case import cotangents
 from bpkit.verification.check import Check, Failed, Skipped
 from bpkit.verification.modules import constructed
-from bpkit.core.structure import tensors
 from bpkit.verification.subjects import RuleCase
 
 

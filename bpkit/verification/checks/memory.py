@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bpkit.core.graph import nodes
 from bpkit.verification.case import Case, Forward, call
 from bpkit.verification.check import Check
-from bpkit.core.graph import nodes
 
 
 def run(case: Case) -> str | None:

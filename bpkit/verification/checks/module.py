@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bpkit.core.structure import tensors
 from bpkit.verification.case import seed
 from bpkit.verification.check import Check, Failed, one_line
 from bpkit.verification.compare import same_bytes
-from bpkit.core.structure import tensors
 from bpkit.verification.subjects import ModuleCase
 
 
