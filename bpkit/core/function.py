@@ -80,7 +80,7 @@ class Function(torch.autograd.Function):
         """
         if kwargs or _are_functorch_transforms_active():
             return _TorchFunction.apply.__func__(_writable(cls), *args, **kwargs)  # type: ignore[attr-defined]
-        if _is_any_autocast_enabled() and torch.is_autocast_enabled(_device_type(args)):
+        if _is_any_autocast_enabled() and autocasts(_device_type(args)):
             return cls.call(*args)
         arity = cls.forward.__code__.co_argcount
         if len(args) < arity:
@@ -100,7 +100,7 @@ def _caller(cls: type[Function]) -> Callable[..., Any]:
             args = _with_defaults(args, arity, defaults)  # Dynamo, too, leaves them out
         if _is_any_autocast_enabled():
             device = _device_type(args)
-            if torch.is_autocast_enabled(device):
+            if autocasts(device):
                 args = _cast(args, policies.get(device), device)
                 with torch.autocast(device, enabled=False):
                     return cls.apply(*args)
@@ -148,6 +148,11 @@ def _with_defaults(args: tuple[Any, ...], arity: int, defaults: tuple[Any, ...] 
     """`args` completed by forward's defaults, so that setup_context always sees every argument."""
     missing = arity - len(args)
     return args + defaults[-missing:] if defaults and missing <= len(defaults) else args
+
+
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for tensors of this device type; of the meta device torch refuses to say."""
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def _device_type(args: tuple[Any, ...]) -> str:

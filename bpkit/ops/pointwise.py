@@ -114,10 +114,8 @@ def _pow_input(g: Tensor, input: Tensor, exponent: Any) -> Tensor:
 
 def _pow_exponent(g: Tensor, input: Any, exponent: Tensor, out: Tensor) -> Tensor:
     """G xᵉ ln x, and 0 at 0ᵉ."""
-    if not isinstance(input, Tensor):
-        if input == 0:
-            return torch.where(exponent == 0, _zeros(g), g * 0)
-        return g * (out * (torch.log(torch.as_tensor(input)).to(out.dtype)))
+    if not isinstance(input, Tensor):  # its logarithm in double: float32's would show in a float64 gradient
+        input = torch.tensor(input, dtype=torch.promote_types(out.dtype, torch.float64), device=out.device)
     zero = (input == 0) & (exponent.real >= 0 if exponent.is_complex() else exponent >= 0)
     return torch.where(zero, 0, g * (out * torch.where(zero, 1, input).log()))
 
@@ -208,7 +206,7 @@ erfc = op(
 erfinv = op(
     lambda input: torch.erfinv(input),
     name="erfinv",
-    input=lambda g, out: g * (torch.exp(out * out) / _BELL),
+    input=lambda g, input: g * (torch.exp(torch.erfinv(input) ** 2) / _BELL),
 )
 lgamma = op(lambda input: torch.lgamma(input), name="lgamma", input=lambda g, input: g * input.digamma())
 

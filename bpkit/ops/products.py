@@ -38,8 +38,19 @@ def _right(g: Tensor, input: Tensor, other_dim: int) -> Tensor:
     return _rows(input).mT @ _rows(g) if other_dim == 2 else input.mT @ g
 
 
+def _whole(product: Tensor) -> Tensor:
+    """The same memory and no view of it: an output that is a view may not be written to in place."""
+    return torch.ops.aten._unsafe_view(product, product.shape)
+
+
+def _product(input: Tensor, other: Tensor, other_dim: int) -> Tensor:
+    """A B, which torch computes as (Bᵀ Aᵀ)ᵀ where one A meets a whole batch of B."""
+    product = torch.matmul(input, other)
+    return _whole(product) if input.dim() < other_dim else product
+
+
 _matmul = op(
-    lambda input, other, other_dim: torch.matmul(input, other),
+    _product,
     name="matmul",
     autocast=_LOWER,
     input=lambda g, other: g @ other.mT,
@@ -141,11 +152,12 @@ def _other_operand(
     for axis, index in enumerate(own):
         if index not in present:
             gradient = gradient.unsqueeze(axis)
-    return gradient.expand([-1 if index in present else size for index, size in zip(own, shape, strict=True)])
+    # An axis of size 1 that the other operand has too came out as 1, whatever its size is here.
+    return gradient.expand([-1 if n > 1 else size for n, size in zip(gradient.shape, shape, strict=True)])
 
 
 _pair = op(
-    lambda a, b, first, second, result: torch.einsum(f"{first},{second}->{result}", a, b),
+    lambda a, b, first, second, result: _whole(torch.einsum(f"{first},{second}->{result}", a, b)),
     name="einsum",
     autocast=_LOWER,
     a=lambda g, b, first, second, result, shape: _other_operand(g, b, result, second, first, shape),

@@ -121,16 +121,20 @@ def _spreads(run: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
 var, std = _spreads(_var, "var"), _spreads(_std, "std")
 
 
-def var_mean(input: Tensor, *args: Any, keepdim: bool = False, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """`torch.var_mean`."""
-    dim = kwargs.get("dim", args[0] if args and not isinstance(args[0], bool) else None)
-    return var(input, *args, keepdim=keepdim, **kwargs), mean(input, dim, keepdim)
+def _with_mean(spread: Callable[..., Tensor], name: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`torch.var_mean` and `torch.std_mean`, in the same overloads."""
+
+    def both(
+        input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, **correction: Any
+    ) -> tuple[Tensor, Tensor]:
+        axes = None if isinstance(dim, bool) else dim
+        return spread(input, dim, unbiased, keepdim, **correction), mean(input, axes, keepdim)
+
+    both.__name__ = both.__qualname__ = name
+    return both
 
 
-def std_mean(input: Tensor, *args: Any, keepdim: bool = False, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """`torch.std_mean`."""
-    dim = kwargs.get("dim", args[0] if args and not isinstance(args[0], bool) else None)
-    return std(input, *args, keepdim=keepdim, **kwargs), mean(input, dim, keepdim)
+var_mean, std_mean = _with_mean(var, "var_mean"), _with_mean(std, "std_mean")
 
 
 def _norm_gradient(

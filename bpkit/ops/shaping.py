@@ -83,8 +83,15 @@ clone = op(
     name="clone",
     input=lambda g: g,
 )
+
+
+def _moved(input: Tensor, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> Tensor:
+    moved = input.to(*args, **dict(kwargs))
+    return input.clone() if moved is input else moved  # a Function may not return its input
+
+
 _cast = op(
-    lambda input, args, kwargs: input.to(*args, **dict(kwargs)),
+    _moved,
     name="to",
     input=lambda g: g,
 )
@@ -92,11 +99,25 @@ _cast = op(
 
 def to(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """`Tensor.to`: another dtype or device; the tensor itself where it is so already."""
-    with torch.no_grad():
-        same = input.detach().to(*args, **kwargs)
-    if same.data_ptr() == input.data_ptr() and same.dtype is input.dtype and same.device == input.device:
-        return input
-    return _cast(input, args, tuple(kwargs.items()))
+    return _cast(input, args, tuple(kwargs.items())) if _moves(input, args, kwargs) else input
+
+
+def _moves(input: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether `input.to(...)` is another tensor: told from the arguments where they tell it."""
+    for each in (*args, *kwargs.values()):
+        if isinstance(each, torch.dtype):
+            if each != input.dtype:
+                return True
+        elif isinstance(each, Tensor):
+            if each.dtype != input.dtype or each.device != input.device:
+                return True
+        elif isinstance(each, (str, torch.device)):
+            if torch.device(each) != input.device:
+                return True
+        elif each is not None:  # copy, non_blocking, a memory format
+            same = input.detach()
+            return same.to(*args, **kwargs) is not same
+    return False
 
 
 def contiguous(input: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
@@ -109,9 +130,11 @@ def contiguous(input: Tensor, memory_format: torch.memory_format = torch.contigu
 def reshape(input: Tensor, *shape: Any) -> Tensor:
     """`Tensor.reshape`: a view where torch makes one, else a view of a copy."""
     size = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+    if input.is_contiguous() or torch.compiler.is_compiling():  # Dynamo looks through no handler of an error
+        return contiguous(input).view(size)
     try:
         return input.view(size)
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # a fake tensor raises the latter
         return contiguous(input).view(size)
 
 
@@ -163,11 +186,9 @@ def getitem(input: Tensor, key: Any) -> Tensor:
     """`x[key]`: views for slices and numbers, a copy for tensors of indices or of truth values.
 
     Raises:
-        NotImplementedError: a key that is a plain truth value.
+        NotImplementedError: a truth value that is no mask of an axis, a list that is no plain row of numbers.
     """
-    keys = [torch.tensor(each) if isinstance(each, list) else each for each in _tuple(key)]
-    if any(isinstance(each, bool) for each in keys):
-        raise NotImplementedError("bpkit.ops.getitem takes no plain True or False as an index")
+    keys = [_key(each) for each in _tuple(key)]
     chosen = [isinstance(each, Tensor) and each.dim() > 0 for each in keys]
     if not any(chosen):
         return input[key]
@@ -189,6 +210,24 @@ def getitem(input: Tensor, key: Any) -> Tensor:
 
 def _tuple(key: Any) -> tuple[Any, ...]:
     return key if isinstance(key, tuple) else (key,)
+
+
+def _key(key: Any) -> Any:
+    """A part of a key, as a tensor where it chooses elements one by one."""
+    if key is None or key is Ellipsis or isinstance(key, slice):
+        return key
+    if isinstance(key, (list, tuple, range)):
+        kinds = {type(each) for each in key}
+        if kinds not in ({int}, {bool}):  # what torch makes of lists of lists, or of nothing, is its own
+            raise NotImplementedError("bpkit.ops.getitem takes lists of plain numbers or truth values alone")
+        return torch.tensor(list(key))
+    if not isinstance(key, (Tensor, int)) and hasattr(key, "__array__"):  # numpy's
+        key = torch.as_tensor(key)
+    if isinstance(key, bool) or (
+        isinstance(key, Tensor) and key.dim() == 0 and key.dtype in (torch.bool, torch.uint8)
+    ):
+        raise NotImplementedError("bpkit.ops.getitem takes no single truth value as an index")
+    return key
 
 
 def _axes_of(key: Any) -> int:
@@ -258,8 +297,9 @@ def repeat(input: Tensor, *repeats: Any) -> Tensor:
     return _repeat(input, tuple(repeats[0]) if isinstance(repeats[0], Sequence) else repeats)
 
 
-def tile(input: Tensor, dims: Sequence[int]) -> Tensor:
-    """`torch.tile`."""
+def tile(input: Tensor, dims: Any, *more: int) -> Tensor:
+    """`torch.tile` and `Tensor.tile`."""
+    dims = tuple(dims) if isinstance(dims, Sequence) else (dims, *more)
     return repeat(input, (1,) * (input.dim() - len(dims)) + tuple(dims))
 
 

@@ -93,11 +93,11 @@ def convert(
     names = dict(model.named_modules())
     if spec is not None:
         _require_made(spec, names)
-    wanted = None if only is None else _selected(names, only, "only")
-    unwanted = set() if exclude is None else _selected(names, exclude, "exclude")
+    wanted = None if only is None else _selected(model, only, "only")
+    unwanted = set() if exclude is None else _selected(model, exclude, "exclude")
     before: list[tuple[nn.Module, type[nn.Module]]] = []
-    for path, module in names.items():
-        if path in unwanted or (wanted is not None and path not in wanted):
+    for module in names.values():
+        if module in unwanted or (wanted is not None and module not in wanted):
             continue
         swapped = _swapped(module, classes)
         if swapped is not None:
@@ -232,10 +232,9 @@ def _reason(module: nn.Module, classes: Classes) -> str:
     return f"{name}: {changed} of torch.nn.{base.__name__}; only exact torch classes are swapped"
 
 
-def _selected(
-    names: Mapping[str, nn.Module], selectors: Selector | Iterable[Selector], argument: str
-) -> set[str]:
-    """Paths that the selectors pick, with everything below them."""
+def _selected(model: nn.Module, selectors: Selector | Iterable[Selector], argument: str) -> set[nn.Module]:
+    """The modules that the selectors pick, with all below them; a shared one goes by each of its paths."""
+    names = dict(model.named_modules(remove_duplicate=False))
     each = (
         list(selectors) if isinstance(selectors, Iterable) and not isinstance(selectors, str) else [selectors]
     )
@@ -250,7 +249,11 @@ def _selected(
                 f"model.named_modules(), such as {next((path for path in names if path), '')!r}"
             )
         picked |= found
-    return {path for path in names if path in picked or any(above in picked for above in _above(path))}
+    return {
+        module
+        for path, module in names.items()
+        if path in picked or any(above in picked for above in _above(path))
+    }
 
 
 def _above(path: str) -> Iterable[str]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import ContextDecorator
 from typing import Any
 
 import torch
@@ -57,9 +58,18 @@ _ALIASES: Mapping[str, str] = {
 }
 
 
+# Numpy's names of arguments, which torch takes as well.
+_NUMPY: Mapping[str, str] = {"axis": "dim", "keepdims": "keepdim"}
+
+
 def _divided(self: Tensor, other: Any) -> Tensor:
     """`other / self`, with a number for `other`."""
     return ops.mul(ops.reciprocal(self), other)
+
+
+def _sizes(given: tuple[Any, ...]) -> Any:
+    """`f(1, 2)` as `f((1, 2))`."""
+    return given[0] if len(given) == 1 and not isinstance(given[0], int) else given
 
 
 def _cast(dtype: torch.dtype) -> Callable[..., Tensor]:
@@ -78,12 +88,16 @@ _METHODS: Mapping[str, Callable[..., Any]] = {
     "__rmatmul__": lambda self, other: ops.matmul(other, self),
     "clamp_min": lambda self, min: ops.clamp(self, min),
     "clamp_max": lambda self, max: ops.clamp(self, None, max),
+    "flip": lambda self, *dims: ops.flip(self, _sizes(dims)),
     "float": _cast(torch.float32),
     "double": _cast(torch.float64),
     "half": _cast(torch.float16),
+    "ravel": lambda self: ops.reshape(ops.contiguous(self), -1),
+    "reshape_as": lambda self, other: ops.reshape(self, other.shape),
     "bfloat16": _cast(torch.bfloat16),
     "type": _type,
     "type_as": lambda self, other: ops.to(self, other),
+    "where": lambda self, condition, other: ops.where(condition, self, other),
 }
 
 
@@ -104,6 +118,9 @@ def _replacements() -> Mapping[Any, Callable[..., Any]]:
         _everywhere(found, name, getattr(ops, operator))
     for name, method in _METHODS.items():
         found[getattr(Tensor, name)] = method
+    for name in ("clamp_min", "clamp_max"):
+        _everywhere(found, name, _METHODS[name])
+    found[torch.ravel] = _METHODS["ravel"]
     found[torch.linalg.vector_norm] = ops.vector_norm
     found[torch._VF._pack_padded_sequence] = ops.pack_padded_sequence
     found[torch._VF._pad_packed_sequence] = ops.pad_packed_sequence
@@ -115,47 +132,58 @@ def _everywhere(found: dict[Any, Callable[..., Any]], name: str, own: Callable[.
     for home in (torch, Tensor):
         if hasattr(home, name):
             found[getattr(home, name)] = own
-    inplace = getattr(Tensor, f"{name}_", None)
-    if inplace is not None:
-        found[inplace] = _inplace(own)
+    for home in (torch, Tensor):
+        inplace = getattr(home, f"{name}_", None)
+        if inplace is not None and inplace not in found:
+            found[inplace] = _inplace(own, inplace)
 
 
-def _inplace(own: Callable[..., Any]) -> Callable[..., Tensor]:
+def _inplace(own: Callable[..., Any], theirs: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The out-of-place result written in; what the backward reads of the input must outlive that."""
     keeps = getattr(own, "first", None) in getattr(own, "reads", {None})
 
     def inplace(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         kept = ops.clone(self) if keeps and torch.is_grad_enabled() else self
-        return overwrite(self, own(kept, *args, **kwargs))
+        value = own(kept, *args, **kwargs)
+        if value.dtype != self.dtype and not torch.can_cast(value.dtype, self.dtype):
+            return theirs(self, *args, **kwargs)  # raises, in torch's words
+        return overwrite(self, value)
 
     return inplace
 
 
-# Made once, on import: Dynamo looks through a dictionary, and not through what would make one.
-REPLACEMENTS = _replacements()
+# Made once, on import: Dynamo looks through a dictionary, and not through what would make one. What torch has
+# wrapped in Python (`1 - x`, `2 / x`, `x ** 2`) is not the same function to Dynamo and to its guards: by name.
+_FOUND = _replacements()
+SPELT = {theirs.__name__: own for theirs, own in _FOUND.items() if hasattr(theirs, "__wrapped__")}
+REPLACEMENTS = {theirs: own for theirs, own in _FOUND.items() if not hasattr(theirs, "__wrapped__")}
 
 
-class handwritten(TorchFunctionMode):  # noqa: N801 - used as a function: `with handwritten():`
+class handwritten(TorchFunctionMode, ContextDecorator):  # noqa: N801 - `with handwritten():`, `@handwritten()`
     """Run torch's functions and tensor operators inside the block hand-written, where bpkit has them."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        # Where nothing is recorded torch's own is as good: so it is inside a forward of ours, too.
+        own = None
+        if torch.is_grad_enabled():
+            own = REPLACEMENTS.get(func) or SPELT.get(getattr(func, "__name__", ""))
+        if own is None or _inside_another() or _sparse(args):
+            return func(*args, **kwargs)
         if "out" in kwargs and kwargs["out"] is None:
             kwargs = {key: value for key, value in kwargs.items() if key != "out"}
-        own = REPLACEMENTS.get(func)
-        if own is None or _inside_another():
-            return func(*args, **kwargs)
+        given = {_NUMPY.get(key, key): value for key, value in kwargs.items()}
         try:
-            output = own(*args, **kwargs)
+            output = own(*args, **given)
         except (UnboundError, NotImplementedError):
             return func(*args, **kwargs)
         except TypeError:
-            if _binds(own, args, kwargs):
+            if _binds(own, args, given):
                 raise
             return func(*args, **kwargs)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():
             _mark()
         return output
 
@@ -163,6 +191,13 @@ class handwritten(TorchFunctionMode):  # noqa: N801 - used as a function: `with 
 def _inside_another() -> bool:
     """Whether a second mode lies under this one, which answers in its place: one at a time."""
     return any(isinstance(each, handwritten) for each in _get_current_function_mode_stack())
+
+
+def _sparse(args: tuple[Any, ...]) -> bool:
+    """Whether a tensor is sparse or nested, which no rule is written for; Dynamo lets nobody ask."""
+    return not torch.compiler.is_compiling() and any(
+        isinstance(each, Tensor) and each.layout is not torch.strided for each in args
+    )
 
 
 def _binds(own: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ import bpkit
 from bpkit.core.graph import kind, nodes
 from bpkit.core.purity import audit, run_backward
 from bpkit.core.structure import flatten, tensors
-from bpkit.swap.mode import REPLACEMENTS
+from bpkit.swap.mode import REPLACEMENTS, SPELT
 from bpkit.verification.compare import relative_error
 from tests.conformance.pair import cotangents, describe
 
@@ -30,8 +30,11 @@ FEW = 6
 
 
 def _answered(info: OpInfo) -> bool:
-    return info.op in REPLACEMENTS or (
-        info.name.startswith("nn.functional.") and hasattr(torch.nn.functional, info.name[14:])
+    return (
+        info.op in REPLACEMENTS
+        or hasattr(info.op, "__wrapped__")
+        and info.op.__name__ in SPELT
+        or (info.name.startswith("nn.functional.") and hasattr(torch.nn.functional, info.name[14:]))
     )
 
 

@@ -276,3 +276,17 @@ def test_selectors_pick_paths_with_all_below_them():
 def test_what_is_no_module_is_refused():
     with pytest.raises(BpkitError, match=r"must be a torch\.nn\.Module, not int"):
         bpkit.convert(3)
+
+
+def test_a_shared_module_goes_by_each_of_its_paths():
+    shared = nn.Linear(2, 2)
+    model = nn.ModuleDict({"a": shared, "b": shared, "c": nn.Linear(2, 2)})
+    assert set(bpkit.converted(bpkit.convert(model, only="b")).converted) == {"a"}
+    bpkit.revert(model)
+    assert set(bpkit.converted(bpkit.convert(model, exclude="b")).converted) == {"c"}
+
+
+def test_a_model_on_the_meta_device_runs_under_autocast():
+    model = bpkit.convert(nn.Sequential(nn.Linear(3, 3), nn.ReLU()).to("meta"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.randn(2, 3, device="meta")).shape == (2, 3)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 import bpkit
+import bpkit.nn
 from bpkit.core.errors import BpkitError
 from bpkit.core.graph import VIEWS
-from bpkit.swap.mode import REPLACEMENTS
+from bpkit.swap.mode import REPLACEMENTS, SPELT
 
 
 class Foreign(torch.autograd.Function):
@@ -103,6 +104,40 @@ def test_two_modes_are_one() -> None:
 
 
 def test_every_replacement_is_bpkits() -> None:
-    for theirs, ours in REPLACEMENTS.items():
+    for theirs, ours in (REPLACEMENTS | SPELT).items():
         assert ours is not theirs
         assert ours.__module__.startswith("bpkit."), theirs
+
+
+@bpkit.handwritten()
+def _decorated(x: Tensor) -> Tensor:
+    return (x * x).sum()
+
+
+def test_the_mode_is_a_decorator_too() -> None:
+    assert bpkit.coverage(_decorated(torch.randn(3, requires_grad=True))).native == 0
+
+
+INSIDE = {
+    **{name: getattr(bpkit.nn, name)() for name in ("ReLU", "GELU", "SiLU", "Sigmoid")},
+    "numbers on the left": lambda x: (1 - x) + (1 / x) + (2**x),
+    "a power": lambda x: x**3,
+    "in place": lambda x: (x * 1).add_(1).mul_(x),
+    "a cast": lambda x: x.double().float(),
+    "a part": lambda x: x[torch.tensor([0, 0, 2])].mean(0),
+}
+
+
+@pytest.mark.parametrize("module", INSIDE.values(), ids=INSIDE)
+def test_what_is_inside_the_mode_compiles(module: Any) -> None:
+    x = torch.rand(3, 4, requires_grad=True)
+
+    def inside(x: Tensor) -> Tensor:
+        with bpkit.handwritten():
+            return (module(x) * x).sum()
+
+    torch._dynamo.reset()
+    compiled: Any = torch.compile(inside, backend="aot_eager", fullgraph=True)
+    (actual,) = torch.autograd.grad(compiled(x), x)
+    (expected,) = torch.autograd.grad((module(x) * x).sum(), x)
+    torch.testing.assert_close(actual, expected)
