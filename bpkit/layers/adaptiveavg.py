@@ -24,7 +24,7 @@ from bpkit.core.function import Function
 from bpkit.core.module import Handwritten
 from bpkit.core.precision import widen
 from bpkit.core.spec import LayerSpec, Sample
-from bpkit.layers.axes import transpose_along
+from bpkit.layers.axes import Block, transpose_along
 from bpkit.layers.maxpool import distinct
 from bpkit.layers.windows import (
     channels_inner,
@@ -84,24 +84,23 @@ def adaptive_gradient(grad_output: Tensor, size: tuple[int, ...], inner: bool) -
         delta = delta / whole
     for axis in reversed(range(axes)):
         if tiles[axis] == 0:
-            delta = transpose_along(delta, start + axis, size[axis], _means(delta, start + axis, size[axis]))
+            delta = transpose_along(delta, start + axis, size[axis], _means)
         elif tiles[axis] > 1:
             delta = spread_along(delta, start + axis, size[axis], tiles[axis], tiles[axis], 0)
     grad_input = laid_out(delta.movedim(-1, 1), True) if inner else delta.contiguous()
     return grad_input.to(grad_output.dtype)
 
 
-def _means(delta: Tensor, dim: int, size: int) -> Callable[[int, int], tuple[int, int, Tensor]]:
+def _means(dtype: torch.dtype, device: torch.device, count: int, size: int) -> Block:
     """The blocks of A along one axis."""
-    count = delta.shape[dim]
 
     def block(start: int, end: int) -> tuple[int, int, Tensor]:
         first, last = start * count // size, -(-end * count // size)
-        p = torch.arange(first, last, device=delta.device)[:, None]
-        q = torch.arange(start, end, device=delta.device)
+        p = torch.arange(first, last, device=device)[:, None]
+        q = torch.arange(start, end, device=device)
         low = (p * size).div(count, rounding_mode="floor")
         high = ((p + 1) * size + count - 1).div(count, rounding_mode="floor")
-        return first, last, ((low <= q) & (q < high)) / (high - low).to(delta.dtype)
+        return first, last, ((low <= q) & (q < high)) / (high - low).to(dtype)
 
     return block
 

@@ -65,7 +65,8 @@ def positions_gradient(ctx: Any, grad_output: Tensor | None) -> Tensor | None:
     if grad_output is None or not ctx.needs_input_grad[0]:
         return None
     (position,) = ctx.saved_tensors
-    return scatter_planes(grad_output, position.long(), ctx.size, ctx.inner)
+    start = torch.zeros(position.shape[-len(ctx.size) :], dtype=torch.int64, device=position.device)
+    return scatter_planes(grad_output, start, position, ctx.size, ctx.inner)
 
 
 def positions_bytes(axes: int) -> Callable[..., int]:

@@ -81,8 +81,8 @@ class InterpolateFunction(Function):
                 for i in range(1, times):
                     delta = delta + tiles.select(dim + 1, i)
             else:
-                block = weights(delta, dim, axis, size, scale, ctx.mode, ctx.align, ctx.like)
-                delta = transpose_along(delta, dim, size, block)
+                settings = axis, scale, ctx.mode, ctx.align, ctx.like
+                delta = transpose_along(delta, dim, size, weights, *settings)
         grad_input = laid_out(delta.movedim(-1, 1), True) if ctx.inner else delta.contiguous()
         return grad_input.to(grad_output.dtype), *(None,) * 6
 

@@ -55,16 +55,18 @@ class MaxPoolFunction(Function):
         kernel = per_axis(kernel, axes)
         ctx.stride = per_axis(stride, axes) or kernel
         ctx.padding = per_axis(padding, axes)
-        distance = position - _first(position, ctx.size, ctx.stride, ctx.padding)
-        ctx.save_for_backward(distance.to(narrowest(_reach(ctx.size, kernel, per_axis(dilation, axes)))))
+        # Both are cut to the narrow integers first: they wrap round, and the difference is right again.
+        narrow = narrowest(_reach(ctx.size, kernel, per_axis(dilation, axes)))
+        first = _first(position, ctx.size, ctx.stride, ctx.padding)
+        ctx.save_for_backward(position.to(narrow) - first.to(narrow))
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad_output is None or not ctx.needs_input_grad[0]:
             return (None,) * 7
         (distance,) = ctx.saved_tensors
-        position = distance + _first(distance, ctx.size, ctx.stride, ctx.padding)
-        return scatter_planes(grad_output, position, ctx.size, ctx.inner), *(None,) * 6
+        first = _first(distance, ctx.size, ctx.stride, ctx.padding)
+        return scatter_planes(grad_output, first, distance, ctx.size, ctx.inner), *(None,) * 6
 
 
 class MaxPool3dFunction(MaxPoolFunction):

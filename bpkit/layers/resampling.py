@@ -58,27 +58,27 @@ def repeats(mode: str, size: int, count: int, scale: float | None) -> bool:
 
 
 def weights(
-    delta: Tensor,
-    dim: int,
-    axis: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    count: int,
     size: int,
+    axis: int,
     scale: float | None,
     mode: str,
     align: bool | None,
     like: Like,
 ) -> Block:
-    """The blocks of A for an axis of `size` inputs."""
-    count = delta.shape[dim]
+    """The blocks of A for an axis of `size` inputs and `count` outputs."""
     step = 1 / scale if scale else size / count  # inputs an output
     if align:
         step = (size - 1) / (count - 1) if count > 1 else 0
     shift = 0.0 if mode == "nearest" or (align and not like.antialias) else (step - 1) / 2
     half = math.ceil(REACH[mode] * (max(1.0, step) if like.antialias else 1)) + 2  # two for rounding
     teeth = 2 * half + 1
-    q = torch.arange(size, device=delta.device)
-    comb = (q % teeth == torch.arange(teeth, device=delta.device)[:, None]).to(delta.dtype)  # [teeth, size]
+    q = torch.arange(size, device=device)
+    comb = (q % teeth == torch.arange(teeth, device=device)[:, None]).to(dtype)  # [teeth, size]
     seen = _along(comb, axis, count, scale, mode, align, like)  #                             [teeth, count]
-    p = torch.arange(count, device=delta.device, dtype=torch.float64)
+    p = torch.arange(count, device=device, dtype=torch.float64)
     place = (p * step + shift).round().clamp(0, size - 1).long()
 
     def block(start: int, end: int) -> tuple[int, int, Tensor]:

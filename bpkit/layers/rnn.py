@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from bpkit.core.function import Function
 from bpkit.core.mask import nonzero
 from bpkit.core.spec import LayerSpec, Sample, randn
-from bpkit.layers.recurrent import (
+from bpkit.core.transforms import transformed
+from bpkit.layers.recurrence import (
     BatchSizes,
     Derived,
-    Recurrent,
     Side,
     Weights,
     extended,
@@ -44,9 +44,8 @@ from bpkit.layers.recurrent import (
     keep,
     run_kernel,
     run_steps,
-    saved_bytes,
-    transformed,
 )
+from bpkit.layers.recurrent import Recurrent, saved_bytes
 
 
 class TanhRNNFunction(Function):

@@ -1,20 +1,10 @@
-"""The Transformer: attention and a small network in turn, each added to what it was given.
+"""TransformerEncoder, TransformerDecoder and Transformer: the layers of `transformer_layers.py` in stacks.
 
-    norm_first:     x ← x + block(norm(x))                else:     x ← norm(x + block(x))
-
-A block is self-attention, attention to the encoder's output (in a decoder), or W₂ φ(W₁ x), where φ is ReLU or
-what was given. Nothing here has a derivation of its own: attention, linear maps, norms, dropout and φ have
-theirs, and of the sum y = x + b
-
-    ∂L/∂x = ∂L/∂b = ∂L/∂y
-
+Nothing here computes: torch's own forward calls the layers, which have the derivations, and the last norm.
 The constructors are torch's; the modules that they made get their hand-written classes, those that were given
-(a norm, a custom encoder) stay as they are, and of `encoder_layer` it is the copies that change. Where no
-gradient is recorded torch's own forward runs, and with it its fast path and nested tensors.
+(a norm, a custom encoder) stay as they are, and of `encoder_layer` it is the copies that change.
 
-Saved: what the layers save; the sums save nothing.
-Source: Vaswani et al., "Attention is all you need", 2017, §3; for norm_first Xiong et al., "On layer
-normalization in the Transformer architecture", https://arxiv.org/abs/2002.04745.
+Source: Vaswani et al., "Attention is all you need", 2017, §3.1.
 """
 
 from __future__ import annotations
@@ -23,97 +13,27 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from bpkit import ops
 from bpkit.core.module import Handwritten, adopt
-from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
-from bpkit.layers import activations, multihead, rectifiers
-from bpkit.layers.dropout import Dropout
-from bpkit.layers.layernorm import LayerNorm
-from bpkit.layers.linear import Linear
-from bpkit.layers.multihead import MultiheadAttention, attention_bytes, recorded, require_dense
-
-
-def _handwritten(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Bpkit's function in the place of torch's; anything else as it is."""
-    name = getattr(activation, "__name__", "")
-    if activation is getattr(F, name, None) or activation is getattr(torch, name, None):
-        for page in (rectifiers, activations):
-            if hasattr(page, name):
-                return getattr(page, name)
-    return activation
-
-
-def _feed_forward(layer: Any, x: Tensor, last: nn.Module) -> Tensor:
-    hidden = _handwritten(layer.activation)(layer.linear1(x))
-    return last(layer.linear2(layer.dropout(hidden)))
-
-
-class TransformerEncoderLayer(Handwritten, nn.TransformerEncoderLayer):
-    """`torch.nn.TransformerEncoderLayer` with hand-written backwards."""
-
-    @functools.wraps(nn.TransformerEncoderLayer.__init__)  # type: ignore[misc]
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _adopt_own(self)
-
-    def forward(
-        self,
-        src: Tensor,
-        src_mask: Tensor | None = None,
-        src_key_padding_mask: Tensor | None = None,
-        is_causal: bool = False,
-    ) -> Tensor:
-        if not recorded(self, src):
-            return super().forward(src, src_mask, src_key_padding_mask, is_causal)
-        require_dense(self, src)
-        masks = src_mask, src_key_padding_mask, is_causal
-        x = src
-        if self.norm_first:
-            x = ops.add(x, self._sa_block(self.norm1(x), *masks))
-            return ops.add(x, _feed_forward(self, self.norm2(x), self.dropout2))
-        x = self.norm1(ops.add(x, self._sa_block(x, *masks)))
-        return self.norm2(ops.add(x, _feed_forward(self, x, self.dropout2)))
-
-
-class TransformerDecoderLayer(Handwritten, nn.TransformerDecoderLayer):
-    """`torch.nn.TransformerDecoderLayer` with hand-written backwards."""
-
-    @functools.wraps(nn.TransformerDecoderLayer.__init__)  # type: ignore[misc]
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _adopt_own(self)
-
-    def forward(
-        self,
-        tgt: Tensor,
-        memory: Tensor,
-        tgt_mask: Tensor | None = None,
-        memory_mask: Tensor | None = None,
-        tgt_key_padding_mask: Tensor | None = None,
-        memory_key_padding_mask: Tensor | None = None,
-        tgt_is_causal: bool = False,
-        memory_is_causal: bool = False,
-    ) -> Tensor:
-        own = tgt_mask, tgt_key_padding_mask, tgt_is_causal
-        other = memory, memory_mask, memory_key_padding_mask, memory_is_causal
-        x = tgt
-        if self.norm_first:
-            x = ops.add(x, self._sa_block(self.norm1(x), *own))
-            x = ops.add(x, self._mha_block(self.norm2(x), *other))
-            return ops.add(x, _feed_forward(self, self.norm3(x), self.dropout3))
-        x = self.norm1(ops.add(x, self._sa_block(x, *own)))
-        x = self.norm2(ops.add(x, self._mha_block(x, *other)))
-        return self.norm3(ops.add(x, _feed_forward(self, x, self.dropout3)))
+from bpkit.core.spec import LayerSpec, Sample, nbytes
+from bpkit.layers import transformer_layers
+from bpkit.layers.transformer_layers import (
+    SAVES,
+    TransformerDecoderLayer,
+    TransformerEncoderLayer,
+    adopt_own,
+    decoder_samples,
+    encoder_samples,
+    layer_bytes,
+    saved_bytes,
+)
 
 
 class TransformerEncoder(Handwritten, nn.TransformerEncoder):
     """`torch.nn.TransformerEncoder` of layers with hand-written backwards."""
 
-    forward = nn.TransformerEncoder.forward  # calls the layers and computes nothing of its own
+    forward = nn.TransformerEncoder.forward
 
     @functools.wraps(nn.TransformerEncoder.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -140,59 +60,16 @@ class Transformer(Handwritten, nn.Transformer):
     @functools.wraps(nn.Transformer.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _adopt_own(self, *args, *kwargs.values())
+        adopt_own(self, CHILDREN, (*args, *kwargs.values()))
 
 
 CHILDREN: dict[type[nn.Module], type[nn.Module]] = {
-    **multihead.CHILDREN,
-    nn.Linear: Linear,
-    nn.Dropout: Dropout,
-    nn.LayerNorm: LayerNorm,
-    nn.MultiheadAttention: MultiheadAttention,
+    **transformer_layers.CHILDREN,
     nn.TransformerEncoderLayer: TransformerEncoderLayer,
     nn.TransformerDecoderLayer: TransformerDecoderLayer,
     nn.TransformerEncoder: TransformerEncoder,
     nn.TransformerDecoder: TransformerDecoder,
 }
-
-
-def _adopt_own(module: nn.Module, *given: Any) -> None:
-    """The children that torch's constructor made: those of `CHILDREN`'s classes, none of `given`."""
-    for child in module.children():
-        if not any(child is each for each in given):
-            child.__class__ = CHILDREN.get(type(child), type(child))
-            adopt(child, CHILDREN)
-
-
-def _encoder_samples() -> Iterable[Sample]:
-    x = randn(3, 2, 4)
-    small = {"dim_feedforward": 5, "dropout": 0.0}
-    yield Sample(args=(4, 2), kwargs=small, inputs=(x,))
-    causal = torch.ones(2, 2, dtype=torch.bool).triu(1)
-    yield Sample(
-        args=(4, 2),
-        kwargs={**small, "norm_first": True, "batch_first": True, "bias": False, "activation": "gelu"},
-        inputs=(x, causal, None, True),
-        label="norm_first, batch_first, gelu, causal, no bias",
-    )
-    # Sequence first: the mask of a dropout follows memory, which under vmap is another, torch's as well.
-    padding = torch.tensor([[False, False, True], [False, False, False]])
-    kwargs = {**small, "dropout": 0.3}
-    yield Sample(args=(4, 2), kwargs=kwargs, inputs=(x, None, padding), label="dropout, padding")
-
-
-def _decoder_samples() -> Iterable[Sample]:
-    x, memory = randn(3, 2, 4), randn(2, 2, 4, seed=1)
-    small = {"dim_feedforward": 5, "dropout": 0.0}
-    yield Sample(args=(4, 2), kwargs=small, inputs=(x, memory))
-    causal = torch.ones(3, 3, dtype=torch.bool).triu(1)
-    yield Sample(
-        args=(4, 2),
-        kwargs={**small, "norm_first": True},
-        inputs=(x, memory, causal),
-        label="norm_first, causal",
-    )
-    yield Sample(args=(4, 2), kwargs={**small, "dropout": 0.3}, inputs=(x, memory), label="dropout")
 
 
 def _stack_samples(layer: type[nn.Module], samples: Callable[[], Iterable[Sample]]) -> Iterable[Sample]:
@@ -203,7 +80,7 @@ def _stack_samples(layer: type[nn.Module], samples: Callable[[], Iterable[Sample
 
 
 def _transformer_samples() -> Iterable[Sample]:
-    for sample in _decoder_samples():
+    for sample in decoder_samples():
         kwargs = {**sample.kwargs, "num_encoder_layers": 1, "num_decoder_layers": 1}
         source, target, *mask = sample.inputs[1], sample.inputs[0], *sample.inputs[2:]
         yield Sample(
@@ -211,33 +88,10 @@ def _transformer_samples() -> Iterable[Sample]:
         )
 
 
-def _layer_bytes(layer: Any, x: Tensor, memory: Tensor | None = None) -> int:
-    """The most one layer keeps, its inputs apart."""
-    size, rows, width = x.element_size(), x.shape[:-1].numel(), x.shape[-1]
-    dropping = layer.dropout.p > 0 and layer.training
-    blocks = 2 if memory is None else 3
-    kept = attention_bytes(layer.self_attn, x, x, weights=False)
-    if memory is not None:
-        kept += attention_bytes(layer.multihead_attn, x, memory, weights=False)
-    # Each norm: its input, its output, two numbers a row. Of the sums none, of dropout a byte an element.
-    kept += blocks * rows * (2 * width * size + 2 * max(4, size) + width * dropping)
-    relu = _handwritten(layer.activation) is rectifiers.relu
-    hidden = layer.linear1.out_features
-    return kept + rows * hidden * ((1 if relu else 2) * size + dropping * (size + 1))
-
-
 def _stack_bytes(stack: Any, x: Tensor, memory: Tensor | None = None) -> int:
     """The most all layers of an encoder or decoder keep, the inputs apart, and the last norm."""
-    kept = sum(_layer_bytes(layer, x, memory) for layer in stack.layers)
+    kept = sum(layer_bytes(layer, x, memory) for layer in stack.layers)
     return kept + (stack.norm is not None) * (nbytes(x) + 2 * x.shape[:-1].numel() * max(4, x.element_size()))
-
-
-def _saved_bytes(bytes_of: Callable[..., int], tensors: int) -> Callable[..., int]:
-    def saved_bytes(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> int:
-        given = inputs[:tensors]
-        return nbytes(*given) + bytes_of(module, *given)
-
-    return saved_bytes
 
 
 def _transformer_bytes(module: Any, source: Tensor, target: Tensor) -> int:
@@ -248,40 +102,22 @@ def _transformer_bytes(module: Any, source: Tensor, target: Tensor) -> int:
     )
 
 
-_SAVES = "what its attention, linear maps, norms and dropouts save"
-
 SPECS = tuple(
     LayerSpec(
         name=module.__name__,
         module=module,
         reference=reference,
         samples=samples,
-        saves=_SAVES,
-        saved_bytes=_saved_bytes(bytes_of, tensors),
+        saves=SAVES,
+        saved_bytes=saved_bytes(bytes_of, tensors),
         random=True,
         summary=summary,
     )
     for module, reference, samples, bytes_of, tensors, summary in (
         (
-            TransformerEncoderLayer,
-            nn.TransformerEncoderLayer,
-            _encoder_samples,
-            _layer_bytes,
-            1,
-            "self-attention and a small network",
-        ),
-        (
-            TransformerDecoderLayer,
-            nn.TransformerDecoderLayer,
-            _decoder_samples,
-            _layer_bytes,
-            2,
-            "the same, and attention to the encoder's output between",
-        ),
-        (
             TransformerEncoder,
             nn.TransformerEncoder,
-            functools.partial(_stack_samples, nn.TransformerEncoderLayer, _encoder_samples),
+            functools.partial(_stack_samples, nn.TransformerEncoderLayer, encoder_samples),
             _stack_bytes,
             1,
             "a stack of encoder layers",
@@ -289,7 +125,7 @@ SPECS = tuple(
         (
             TransformerDecoder,
             nn.TransformerDecoder,
-            functools.partial(_stack_samples, nn.TransformerDecoderLayer, _decoder_samples),
+            functools.partial(_stack_samples, nn.TransformerDecoderLayer, decoder_samples),
             _stack_bytes,
             2,
             "a stack of decoder layers",

@@ -60,24 +60,37 @@ def narrowest(largest: int) -> torch.dtype:
     return next(dtype for dtype in dtypes if largest <= torch.iinfo(dtype).max)
 
 
-def scatter_planes(delta: Tensor, position: Tensor, size: tuple[int, ...], inner: bool) -> Tensor:
-    """Each element added to a position of its plane: `[*, *p]` to `[*, *size]`, positions row by row."""
-    axes, places = len(size), torch.Size(size).numel()
-    if inner:
+# Indices a block, made and used in the same half megabyte again and again: 1 M floats pooled in pairs,
+# channels innermost, take 1.6 ms, and 3.3 with all indices at once.
+BLOCK = 1 << 16
+
+
+def scatter_planes(
+    delta: Tensor, first: Tensor, distance: Tensor, size: tuple[int, ...], inner: bool
+) -> Tensor:
+    """Each element added to a position of its plane: `[*, *p]` to `[*, *size]`, laid out as the input.
+
+    The position, counted row by row, is `first` `[*p]` and `distance` `[*, *p]` from there.
+    """
+    axes, channels = len(size), 1
+    if inner:  # a sample is one plane, of channels times as many positions
         channels = delta.shape[1]
         channel = torch.arange(channels, device=delta.device)
-        at = torch.add(channel, channels_to_end(position), alpha=channels)
-        rows: tuple[int, ...] = len(delta), delta.shape[1:].numel()
-        summed = _summed(channels_to_end(delta).reshape(rows), at.reshape(rows), places * channels)
-        return summed.reshape(-1, *size, channels).movedim(-1, 1)
-    planes = delta.shape[: delta.dim() - axes]
-    rows = *planes, delta.shape[delta.dim() - axes :].numel()
-    summed = _summed(delta.reshape(rows), position.reshape(rows), places)
-    return summed.reshape(*planes, *size)
-
-
-def _summed(source: Tensor, index: Tensor, size: int) -> Tensor:
-    return scatter_add(source.new_zeros(*source.shape[:-1], size), index, source)
+        first = first.unsqueeze(-1) * channels + channel
+        delta, distance = channels_to_end(delta), channels_to_end(distance)
+    planes = delta.shape[: delta.dim() - axes - inner]
+    shape = planes.numel(), delta.shape[len(planes) :].numel()
+    delta, distance = delta.reshape(shape), distance.reshape(shape)
+    first = first.reshape(-1)
+    total = delta.new_zeros(planes.numel(), torch.Size(size).numel() * channels)
+    if _are_functorch_transforms_active() or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        total = scatter_add(total, torch.add(first, distance, alpha=channels), delta)
+    else:
+        rows = max(1, BLOCK // max(1, shape[1]))
+        for part, by, source in zip(*(each.split(rows) for each in (total, distance, delta)), strict=True):
+            part.scatter_add_(-1, torch.add(first, by, alpha=channels), source)
+    total = total.reshape(*planes, *size, *(channels,) * inner)
+    return total.movedim(-1, 1) if inner else total
 
 
 def scatter_add(total: Tensor, index: Tensor, source: Tensor) -> Tensor:

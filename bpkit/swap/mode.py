@@ -96,6 +96,8 @@ _METHODS: Mapping[str, Callable[..., Any]] = {
     "reshape_as": lambda self, other: ops.reshape(self, other.shape),
     "bfloat16": _cast(torch.bfloat16),
     "type": _type,
+    # A view as ever; of torch's method Dynamo cannot read the super() inside a mode.
+    "unflatten": lambda self, dim, sizes: torch.unflatten(self, dim, sizes),
     "type_as": lambda self, other: ops.to(self, other),
     "where": lambda self, condition, other: ops.where(condition, self, other),
 }
@@ -152,14 +154,14 @@ def _inplace(own: Callable[..., Any], theirs: Callable[..., Tensor]) -> Callable
     return inplace
 
 
-# Made once, on import: Dynamo looks through a dictionary, and not through what would make one. What torch has
-# wrapped in Python (`1 - x`, `2 / x`, `x ** 2`) is not the same function to Dynamo and to its guards: by name.
+# Made once, on import: Dynamo looks through a dictionary, not through what would make one. What torch has
+# wrapped in Python (`1 - x`, `2 / x`, `x ** 2`) is one function to Dynamo and another to its guards: by name.
 _FOUND = _replacements()
 SPELT = {theirs.__name__: own for theirs, own in _FOUND.items() if hasattr(theirs, "__wrapped__")}
 REPLACEMENTS = {theirs: own for theirs, own in _FOUND.items() if not hasattr(theirs, "__wrapped__")}
 
 
-class handwritten(TorchFunctionMode, ContextDecorator):  # noqa: N801 - `with handwritten():`, `@handwritten()`
+class handwritten(TorchFunctionMode, ContextDecorator):  # noqa: N801 - `with handwritten():`, a decorator
     """Run torch's functions and tensor operators inside the block hand-written, where bpkit has them."""
 
     def __torch_function__(
