@@ -10,6 +10,8 @@ import click
 
 from bpkit.commands._console import print_table
 
+WAYS = ("converted", "handwritten")
+
 
 @click.group(name="bench")
 def bench() -> None:
@@ -105,17 +107,13 @@ def models(names: tuple[str, ...], as_json: bool, seconds: float, width: int) ->
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return
+    columns = (
+        "model",
+        "torch ms",
+        *(f"{what}, {way}" for what in ("time", "bytes", "nodes") for way in WAYS),
+    )
     print_table(
-        (
-            "model",
-            "torch ms",
-            "converted",
-            "handwritten",
-            "bytes, converted",
-            "bytes, handwritten",
-            "nodes, converted",
-            "nodes, handwritten",
-        ),
+        columns,
         [
             (
                 row.model,
@@ -129,15 +127,7 @@ def models(names: tuple[str, ...], as_json: bool, seconds: float, width: int) ->
             )
             for row in rows
         ],
-        right=(
-            "torch ms",
-            "converted",
-            "handwritten",
-            "bytes, converted",
-            "bytes, handwritten",
-            "nodes, converted",
-            "nodes, handwritten",
-        ),
+        right=columns[1:],
     )
     click.echo("time and bytes saved for backward as a part of torch's; nodes: the hand-written share")
 
