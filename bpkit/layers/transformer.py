@@ -110,6 +110,8 @@ SPECS = tuple(
         samples=samples,
         saves=SAVES,
         saved_bytes=saved_bytes(bytes_of, tensors),
+        # Two layers deep, on inputs scaled to 6 the rounding of one softmax is the next one's input: 4e-12 seen.
+        rtol=1e-11,
         random=True,
         summary=summary,
     )

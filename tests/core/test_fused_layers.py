@@ -8,7 +8,7 @@ from bpkit.core.fuse import compiler_available
 from bpkit.plugins import registry
 
 SPECS = {spec.name: spec for spec in (*registry().layers, *registry().losses) if spec.reference is not None}
-# Without a formula of their own; those of lazy layers, of stacks and of three axes are other layers' formulas.
+# Without a formula of their own; those of lazy layers, stacks and three axes are other layers' formulas.
 UNFUSED = ("RNN", "LSTM", "GRU", "Flatten", "Unflatten", "Identity", "Lazy", "Transformer", "3d")
 
 pytestmark = [
