@@ -110,8 +110,9 @@ SPECS = tuple(
         samples=samples,
         saves=SAVES,
         saved_bytes=saved_bytes(bytes_of, tensors),
-        # Two layers deep, on inputs scaled to 6 the rounding of one softmax is the next one's input: 4e-12 seen.
-        rtol=1e-11,
+        # On inputs scaled to 6 attention saturates, and the gradients of what is behind it cancel to 1e-5 of
+        # their terms: 6e-11 seen, of a gradient of 9e-6 that is off by 6e-16.
+        rtol=1e-9,
         random=True,
         summary=summary,
     )
