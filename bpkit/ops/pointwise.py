@@ -86,16 +86,12 @@ remainder = op(
 )
 
 
-def _lerp_weight(g: Tensor, input: Tensor, end: Tensor) -> Tensor:
-    return g * (end - input)
-
-
 lerp = op(
     lambda input, end, weight: torch.lerp(input, end, weight),
     name="lerp",
     input=lambda g, weight: g * (1 - weight),
     end=lambda g, weight: g * weight,
-    weight=_lerp_weight,
+    weight=lambda g, input, end: g * (end - input),
 )
 neg = op(lambda input: torch.neg(input), name="neg", input=lambda g: -g)
 reciprocal = op(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bpkit.ops.op import op
+from bpkit.ops.pointwise import maximum, minimum
 
 Axes = int | Sequence[int] | None
 
@@ -235,19 +236,17 @@ _median_along = _along(torch.median, "median")
 
 def max(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
     """`torch.max`: of everything, along an axis, or of two tensors."""
-    return _extreme(torch.return_types.max, amax, _max_along, torch.maximum, input, dim, keepdim)
+    return _extreme(torch.return_types.max, amax, _max_along, maximum, input, dim, keepdim)
 
 
 def min(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
     """`torch.min`: of everything, along an axis, or of two tensors."""
-    return _extreme(torch.return_types.min, amin, _min_along, torch.minimum, input, dim, keepdim)
+    return _extreme(torch.return_types.min, amin, _min_along, minimum, input, dim, keepdim)
 
 
 def _extreme(pair: Any, everything: Any, along: Any, two: Any, input: Tensor, dim: Any, keepdim: bool) -> Any:
-    from bpkit.ops import pointwise
-
     if isinstance(dim, Tensor):
-        return getattr(pointwise, two.__name__)(input, dim)
+        return two(input, dim)
     if dim is None:
         return everything(input)
     return pair(along(input, dim, keepdim))
