@@ -248,10 +248,6 @@ _PLAIN = tuple(
         samples=samples,
         saves="input, two numbers a channel",
         saved_bytes=_saved_bytes,
-        not_proven={
-            "vmap": "it moves its running statistics in place, once under vmap and once a call in the "
-            "loop that vmap is compared with; torch's own cannot be mapped either while it tracks them"
-        },
         summary="normalisation of channels over the batch",
     )
     for module, reference, samples in (

@@ -201,10 +201,6 @@ SPECS = (
         samples=_samples,
         saves="input, two numbers a channel",
         saved_bytes=_saved_bytes,
-        not_proven={
-            "vmap": "it moves its running statistics in place, once under vmap and once a call in the "
-            "loop that vmap is compared with; torch's own cannot be mapped either while it tracks them"
-        },
         summary="normalisation of channels over the batches of all processes",
     ),
 )

@@ -352,15 +352,17 @@ class OneValue(RowSum):
 
 
 class Complicated(nn.Module):
-    """Buffers that a call changes, a parameter that is used twice, a Function inside."""
+    """Buffers that a call replaces or changes in place, a parameter that is used twice, a Function inside."""
 
     def __init__(self) -> None:
         super().__init__()
         self.affine = Affine()
         self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("calls", torch.zeros(1))
 
     def forward(self, x):
         self.seen = self.seen + 1
+        self.calls.add_(1)
         return Sin.apply(self.affine(self.affine(x)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,13 +90,16 @@ def stack(value: Tensor, axis: int) -> Tensor:
 
 
 def _looped(case: Case, axes: dict[int, int]) -> Evaluation:
+    """Each of the batch alone; a buffer is as it was before each, as it is before the one call of vmap."""
     values = case.fresh()
+
+    def one(k: int, i: int, value: Any) -> Any:
+        if i in axes:
+            return value.select(axes[i], k)
+        return value.clone() if i in case.buffers else value
+
     slices = [
-        call(
-            case.forward,
-            [value.select(axes[i], k) if i in axes else value for i, value in enumerate(values)],
-        )
-        for k in range(BATCH)
+        call(case.forward, [one(k, i, value) for i, value in enumerate(values)]) for k in range(BATCH)
     ]
     return _evaluation(tuple(torch.stack(parts) for parts in zip(*slices, strict=True)), values)
 
