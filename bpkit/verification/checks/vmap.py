@@ -98,9 +98,7 @@ def _looped(case: Case, axes: dict[int, int]) -> Evaluation:
             return value.select(axes[i], k)
         return value.clone() if i in case.buffers else value
 
-    slices = [
-        call(case.forward, [one(k, i, value) for i, value in enumerate(values)]) for k in range(BATCH)
-    ]
+    slices = [call(case.forward, [one(k, i, value) for i, value in enumerate(values)]) for k in range(BATCH)]
     return _evaluation(tuple(torch.stack(parts) for parts in zip(*slices, strict=True)), values)
 
 
