@@ -1,4 +1,4 @@
-"""Low precision, done as torch's own kernels do it: computed in float32, rounded once."""
+"""Low precision done as torch's own kernels do it, computed in float32 and rounded once; narrow integers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 def widen(tensor: Tensor) -> Tensor:
     """`tensor` in float32 if it is in bfloat16 or float16, else itself."""
     return tensor.float() if tensor.dtype in LOW_PRECISION else tensor
+
+
+def narrowest(largest: int) -> torch.dtype:
+    """The smallest integers that hold 0 to `largest`."""
+    dtypes = (torch.uint8, torch.int16, torch.int32, torch.int64)
+    return next(dtype for dtype in dtypes if largest <= torch.iinfo(dtype).max)
 
 
 def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from bpkit.core.function import Function
 from bpkit.core.module import Handwritten
+from bpkit.core.precision import narrowest
 from bpkit.core.spec import LayerSpec
 from bpkit.layers.adaptiveavg import adaptive_samples, output_sizes
-from bpkit.layers.windows import channels_inner, named, narrowest, scatter_planes, unviewed
+from bpkit.layers.windows import channels_inner, named, scatter_planes, unviewed
 
 MAXIMA: dict[int, Callable[..., Any]] = {
     1: lambda input, size: tuple(map(unviewed, torch.adaptive_max_pool1d(input, size))),

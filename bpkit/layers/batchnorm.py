@@ -27,7 +27,7 @@ from bpkit import ops
 from bpkit.core.module import Handwritten
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
 from bpkit.layers.lazy import lazy_spec
-from bpkit.layers.normalization import Normalization, keep
+from bpkit.layers.normalization import Normalization, in_blocks, keep
 
 
 class BatchNormFunction(Normalization):
@@ -69,10 +69,12 @@ class BatchNormFunction(Normalization):
         _, mean, rstd, *batch = output
         ctx.mark_non_differentiable(mean, rstd, *batch)
         batches, channels, *space = input.shape
-        over = (0, 2, 3) if training else ()
-        keep(
-            ctx, inputs, mean, rstd, (batches, channels, 1, math.prod(space)), over, eps, (1, channels, 1, 1)
-        )
+        positions = math.prod(space)
+        if positions == 1:
+            view, over, each = (*in_blocks(batches), channels, 1), (0, 1, 3), (1, 1, channels, 1)
+        else:
+            view, over, each = (batches, channels, 1, positions), (0, 2, 3), (1, channels, 1, 1)
+        keep(ctx, inputs, mean, rstd, view, over if training else (), eps, each, each)
 
 
 def batch_norm(

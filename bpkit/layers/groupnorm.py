@@ -46,7 +46,7 @@ class GroupNormFunction(Normalization):
         ctx.mark_non_differentiable(mean, rstd)
         batch, channels, *space = input.shape
         view = (batch, groups, channels // groups, math.prod(space))
-        keep(ctx, inputs, mean, rstd, view, (2, 3), eps, (batch, groups, 1, 1))
+        keep(ctx, inputs, mean, rstd, view, (2, 3), eps, (batch, groups, 1, 1), (1, *view[1:3], 1))
 
 
 def group_norm(

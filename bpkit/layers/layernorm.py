@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bpkit.core.module import Handwritten
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
-from bpkit.layers.normalization import Normalization, keep
+from bpkit.layers.normalization import Normalization, in_blocks, keep
 
 
 class LayerNormFunction(Normalization):
@@ -41,7 +41,8 @@ class LayerNormFunction(Normalization):
         _, mean, rstd = output
         ctx.mark_non_differentiable(mean, rstd)
         rows = math.prod(input.shape[: input.dim() - len(shape)])
-        keep(ctx, inputs, mean, rstd, (rows, 1, math.prod(shape), 1), (2, 3), eps, (rows, 1, 1, 1))
+        blocks, width = in_blocks(rows), math.prod(shape)
+        keep(ctx, inputs, mean, rstd, (*blocks, width, 1), (2, 3), eps, (*blocks, 1, 1), (1, 1, width, 1))
 
 
 def layer_norm(

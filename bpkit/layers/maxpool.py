@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from bpkit.core.function import Function
 from bpkit.core.module import Handwritten
+from bpkit.core.precision import narrowest
 from bpkit.core.spec import LayerSpec, Sample, randn
-from bpkit.layers.windows import channels_inner, named, narrowest, per_axis, scatter_planes, unviewed
+from bpkit.layers.windows import channels_inner, named, per_axis, scatter_planes, unviewed
 
 KERNELS: dict[int, Callable[..., Any]] = {
     1: torch.max_pool1d_with_indices,

@@ -23,7 +23,7 @@ from bpkit.core.fuse import formula
 from bpkit.core.module import Handwritten
 from bpkit.core.precision import LOW_PRECISION, widen
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
-from bpkit.layers.normalization import Normalization, keep
+from bpkit.layers.normalization import Normalization, in_blocks, keep
 
 
 @formula
@@ -51,8 +51,8 @@ class RMSNormFunction(Normalization):
         rstd = output[1]
         ctx.mark_non_differentiable(rstd)
         leading, trailing = input.shape[:-axes], input.shape[-axes:]
-        rows = math.prod(leading)
-        keep(ctx, inputs, None, rstd, (rows, 1, math.prod(trailing), 1), (2, 3), eps, (rows, 1, 1, 1))
+        blocks, width = in_blocks(math.prod(leading)), math.prod(trailing)
+        keep(ctx, inputs, None, rstd, (*blocks, width, 1), (2, 3), eps, (*blocks, 1, 1), (1, 1, width, 1))
 
 
 def rms_norm(

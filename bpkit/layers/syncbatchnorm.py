@@ -28,7 +28,7 @@ from bpkit.core.layout import channels_last, laid_out
 from bpkit.core.precision import widen
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
 from bpkit.layers.batchnorm import HandwrittenBatchNorm
-from bpkit.layers.normalization import input_gradient, space_sums, summed
+from bpkit.layers.normalization import input_gradient, partial_sums, summed
 
 _OVER = (0, 2, 3)
 
@@ -84,7 +84,7 @@ class SyncBatchNormFunction(Function):
         if torch.is_grad_enabled():
             mean, variance, count = _statistics(viewed, ctx.group)
         mean, rstd = mean.reshape(channels), (variance.reshape(channels) + ctx.eps).rsqrt()
-        products, sums = space_sums(delta, viewed, mean, True)
+        products, sums = partial_sums(delta, viewed, mean, (3,), True)
         products = summed(products, (0,))
         sums = summed(widen(delta) if sums is None else sums, (0,))
         grad_input = grad_weight = grad_bias = None

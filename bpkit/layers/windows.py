@@ -54,12 +54,6 @@ def unviewed(output: Tensor) -> Tensor:
     return output if _are_functorch_transforms_active() else output.data  # `Function` sees to vmap itself
 
 
-def narrowest(largest: int) -> torch.dtype:
-    """The smallest integers that hold 0 to `largest`."""
-    dtypes = (torch.uint8, torch.int16, torch.int32, torch.int64)
-    return next(dtype for dtype in dtypes if largest <= torch.iinfo(dtype).max)
-
-
 # Indices a block, made and used in the same half megabyte again and again: 1 M floats pooled in pairs,
 # channels innermost, take 1.6 ms, and 3.3 with all indices at once.
 BLOCK = 1 << 16

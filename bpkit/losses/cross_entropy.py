@@ -52,11 +52,9 @@ class CrossEntropyFunction(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, target, weight = ctx.saved_tensors
-        scale = widen(grad_output)
-        if ctx.reduction == MEAN:
-            scale = scale / kept_weight(target, weight, ctx.ignored, scale.dtype)
         chances = widen(input).softmax(class_axis(input))
-        gradient = index_gradient(chances, target, weight, ctx.ignored, ctx.smoothing, scale)
+        hot = hot_cost(target, weight, ctx.ignored, widen(grad_output), ctx.reduction)
+        gradient = index_gradient(chances, hot, weight, ctx.smoothing)
         return gradient.to(input.dtype), None, None, None, None, None
 
 
@@ -68,25 +66,27 @@ def kept_weight(target: Tensor, weight: Tensor | None, ignored: int, dtype: torc
     return (weight.to(dtype)[torch.where(kept, target, 0).long()] * kept).sum()
 
 
-def hot_cost(
-    target: Tensor, weight: Tensor | None, ignored: int, scale: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+Hot = tuple[Tensor, Tensor, Tensor]
+
+
+def hot_cost(target: Tensor, weight: Tensor | None, ignored: int, delta: Tensor, reduction: int) -> Hot:
     """The class of each position, δ/m there (0 where it is ignored), and that times w[t].   [n, *] each.
 
     0 also where nothing is kept and the mean divided by 0.
     """
     kept = target != ignored
     index = torch.where(kept, target, 0).long()
-    scale = torch.where(kept, scale, 0)
-    return index, scale, scale if weight is None else scale * weight.to(scale.dtype)[index]
+    cost = None if weight is None else weight.to(delta.dtype)[index]
+    if reduction == MEAN:  # as `kept_weight`
+        delta = delta / (kept.sum() if cost is None else (cost * kept).sum())
+    scale = torch.where(kept, delta, 0)
+    return index, scale, scale if cost is None else scale * cost
 
 
-def index_gradient(
-    chances: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smoothing: float, scale: Tensor
-) -> Tensor:
-    """∂L/∂x for class indices, from p; `scale` is δ/m, of each position or one for all.   [n, c, *]"""
+def index_gradient(chances: Tensor, hot_cost: Hot, weight: Tensor | None, smoothing: float) -> Tensor:
+    """∂L/∂x for class indices, from p and `hot_cost`.   [n, c, *]"""
     axis = class_axis(chances)
-    index, scale, hot = (each.unsqueeze(axis) for each in hot_cost(target, weight, ignored, scale))
+    index, scale, hot = (each.unsqueeze(axis) for each in hot_cost)
     classes = chances.shape[axis]
     rows = hot = hot * (1 - smoothing)
     if smoothing:

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from bpkit.core.function import Function
 from bpkit.core.module import Handwritten
+from bpkit.core.precision import narrowest
 from bpkit.core.spec import LossSpec, Sample, nbytes, randn
 from bpkit.losses.reduction import MEAN, NONE, code
 
@@ -70,6 +71,7 @@ class CTCFunction(Function):
         log_probs, states, input_lengths, target_lengths, ctx.blank, ctx.reduction, ctx.zero = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
+        states = states.to(narrowest(log_probs.shape[2] - 1))
         ctx.save_for_backward(log_probs, states, input_lengths, target_lengths, output[1])
 
     @staticmethod
@@ -77,6 +79,7 @@ class CTCFunction(Function):
         if grad_output is None:
             return (None,) * 7
         x, states, input_lengths, target_lengths, alpha = ctx.saved_tensors
+        states = states.long()
         if torch.is_grad_enabled():
             alpha = _alpha(x, states, ctx.blank)
         beta = _beta(x, states, input_lengths, target_lengths, ctx.blank)
@@ -274,7 +277,8 @@ def _saved_bytes(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> 
     longest = targets.shape[-1]
     batch = log_probs.shape[1]
     alpha = log_probs.shape[0] * batch * (2 * longest + 1) * log_probs.element_size()
-    return nbytes(log_probs) + alpha + 8 * batch * (2 * longest + 3)
+    states = narrowest(log_probs.shape[2] - 1).itemsize * batch * (2 * longest + 1)
+    return nbytes(log_probs) + alpha + states + 16 * batch
 
 
 SPECS = (

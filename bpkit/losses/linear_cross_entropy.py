@@ -31,6 +31,7 @@ from bpkit.core.precision import widen
 from bpkit.core.spec import LossSpec, Sample, nbytes, randn
 from bpkit.layers.linear import Linear
 from bpkit.losses.cross_entropy import (
+    hot_cost,
     index_gradient,
     kept_weight,
     soft_cost,
@@ -177,7 +178,7 @@ def _slope(
     """The slope d from p and δ/m.   [r, c, *]"""
     if target.is_floating_point():
         return soft_gradient(chances, target, weight, smoothing, scale)
-    return index_gradient(chances, target, weight, ignored, smoothing, scale)
+    return index_gradient(chances, hot_cost(target, weight, ignored, scale, NONE), weight, smoothing)
 
 
 def _count(

@@ -22,8 +22,8 @@ from bpkit.core.function import Function
 from bpkit.core.module import Handwritten
 from bpkit.core.precision import widen
 from bpkit.core.spec import LossSpec, Sample, nbytes, randn
-from bpkit.losses.cross_entropy import class_axis, hot_cost, kept_weight
-from bpkit.losses.reduction import MEAN, NONE, code, refuse_gradient
+from bpkit.losses.cross_entropy import class_axis, hot_cost
+from bpkit.losses.reduction import NONE, code, refuse_gradient
 
 
 class NLLFunction(Function):
@@ -45,11 +45,9 @@ class NLLFunction(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         target, weight = ctx.saved_tensors
-        scale = widen(grad_output)
-        if ctx.reduction == MEAN:
-            scale = scale / kept_weight(target, weight, ctx.ignored, scale.dtype)
-        index, _, hot = (each.unsqueeze(ctx.axis) for each in hot_cost(target, weight, ctx.ignored, scale))
-        hot = -hot.to(ctx.dtype)
+        delta = widen(grad_output).neg()
+        index, _, hot = hot_cost(target, weight, ctx.ignored, delta, ctx.reduction)
+        index, hot = index.unsqueeze(ctx.axis), hot.to(ctx.dtype).unsqueeze(ctx.axis)
         return hot.new_zeros(ctx.shape).scatter_(ctx.axis, index, hot), None, None, None, None
 
 

@@ -32,11 +32,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bpkit import ops
 from bpkit.core.fuse import formula
 from bpkit.core.precision import in_float32
 from bpkit.core.spec import Sample, Samples, randn
 from bpkit.losses.reduction import BATCHMEAN, MEAN, NONE, SUM
-from bpkit.losses.rules import pointwise, same_size
+from bpkit.losses.rules import FP32, pointwise, same_size
+from bpkit.ops.op import op
 
 
 def _reduced(terms: Tensor, reduction: int) -> Tensor:
@@ -76,17 +78,24 @@ MSELoss = pointwise(
     summary="mean squared error",
 )
 
+_difference = op(
+    lambda input, target: input - target,
+    name="difference",
+    autocast=FP32,
+    input=lambda g: g,
+    target=lambda g: -g,
+)
+
 L1Loss = pointwise(
     "l1",
     reference=nn.L1Loss,
     twin=F.l1_loss,
-    forward=lambda input, target, reduction: torch._C._nn.l1_loss(input, target, reduction),
-    gradients={  # sgn: of complex numbers, too
-        "input": lambda g, input, target: (input - target).sgn() * g,
-        "target": lambda g, input, target: (target - input).sgn() * g,
-    },
-    prepare=same_size,
+    prepare=lambda input, target: (_difference(*same_size(input, target)),),
+    of=("difference",),
+    forward=lambda difference, reduction: _reduced(difference.abs(), reduction),
+    gradients={"difference": lambda g, difference: difference.sgn() * g},  # of complex numbers, too
     samples=_cases(_pair),
+    saves="difference",
     summary="mean absolute error",
 )
 
@@ -230,17 +239,15 @@ PoissonNLLLoss = pointwise(
 
 @formula
 @in_float32
-def _gaussian_loss(
-    input: Tensor, target: Tensor, var: Tensor, full: bool, eps: float, reduction: int
-) -> Tensor:
+def _gaussian_loss(difference: Tensor, var: Tensor, full: bool, eps: float, reduction: int) -> Tensor:
     var = var.clamp(min=eps)
-    terms = 0.5 * (torch.log(var) + (input - target) ** 2 / var)
+    terms = 0.5 * (torch.log(var) + difference**2 / var)
     return _reduced(terms + 0.5 * math.log(2 * math.pi) if full else terms, reduction)
 
 
-def _gaussian_var(g: Tensor, input: Tensor, target: Tensor, var: Tensor, eps: float) -> Tensor:
+def _gaussian_var(g: Tensor, difference: Tensor, var: Tensor, eps: float) -> Tensor:
     var = _cut(var, eps)
-    return (1 - (input - target) ** 2 / var) * (0.5 * g / var)
+    return (1 - difference**2 / var) * (0.5 * g / var)
 
 
 def _cut(var: Tensor, eps: float) -> Tensor:
@@ -263,25 +270,25 @@ def _checked_variance(input: Tensor, target: Tensor, var: Any, full: bool, eps: 
             or sum(y for x, y in zip(input.size(), var.size(), strict=True) if x != y) != 1
         ):
             raise ValueError("var is of incorrect size")
-    return input, target, var, full, eps
+    return ops.sub(input, target), var, full, eps
 
 
 GaussianNLLLoss = pointwise(
     "gaussian_nll",
     reference=nn.GaussianNLLLoss,
     twin=F.gaussian_nll_loss,
-    forward=lambda input, target, var, full, eps, reduction: _gaussian_loss(
-        input, target, var, full, eps, reduction
+    prepare=_checked_variance,
+    of=("difference", "var"),
+    forward=lambda difference, var, full, eps, reduction: _gaussian_loss(
+        difference, var, full, eps, reduction
     ),
     gradients={
-        "input": lambda g, input, target, var, eps: (input - target) / _cut(var, eps) * g,
-        "target": lambda g, input, target, var, eps: (target - input) / _cut(var, eps) * g,
+        "difference": lambda g, difference, var, eps: difference / _cut(var, eps) * g,
         "var": _gaussian_var,
     },
-    prepare=_checked_variance,
     autocast={"cuda": "fp32"},
     samples=_cases(lambda: (*_pair(), 0.1 + randn(4, 3, seed=2).abs()), {"full": True}),
-    saves="input, target and variance",
+    saves="difference and variance",
     summary="log-likelihood of a normal sample, its variance given",
 )
 

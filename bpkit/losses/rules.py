@@ -29,14 +29,14 @@ import torch
 from torch import Tensor, nn
 
 from bpkit import ops
-from bpkit.core.function import Function
+from bpkit.core.function import CastPolicy, Function
 from bpkit.core.fuse import formula
 from bpkit.core.module import Handwritten
 from bpkit.core.precision import widen
 from bpkit.core.spec import LossSpec, Sample, nbytes
 from bpkit.losses.reduction import BATCHMEAN, MEAN, NONE, code, refuse_gradient
 
-FP32 = {"cpu": "fp32", "cuda": "fp32"}
+FP32: Mapping[str, CastPolicy] = {"cpu": "fp32", "cuda": "fp32"}
 Rule = Callable[..., Tensor]
 
 
@@ -50,6 +50,7 @@ def pointwise(
     samples: Callable[[], Iterable[Sample]],
     kept: Callable[..., Tensor] | None = None,
     prepare: Callable[..., tuple[Any, ...]] | None = None,
+    of: tuple[str, ...] = (),
     weighted_mean: bool = True,
     refuses: str = "",
     warns: Mapping[str, str] | None = None,
@@ -69,6 +70,8 @@ def pointwise(
         samples: to prove it on.
         kept: `(*tensors, *settings) -> ` what rules may read as `kept`.
         prepare: `(*tensors, *settings)` checked, and the tensors brought together, as torch does.
+        of: names of the tensors that `prepare` gives, where those are others: a difference, say, which is
+            then kept in place of both its terms. `forward`, `kept` and the rules are of these.
         weighted_mean: whether a mean with `weight` is over the weights, or else over the terms.
         refuses: a tensor that torch refuses to differentiate by.
         warns: by reduction, what torch warns of.
@@ -87,7 +90,8 @@ def pointwise(
         for each in inspect.signature(twin).parameters
         if each not in (*tensors, "size_average", "reduce", "reduction", "weight")
     )
-    function = _function(name, (*tensors, *settings), len(tensors), forward, gradients, kept, autocast or {})
+    of = of or tensors
+    function = _function(name, (*of, *settings), len(of), forward, gradients, kept, autocast or {})
 
     def loss(
         given: tuple[Any, ...], reduction: str, size_average: Any, reduce: Any, weight: Tensor | None
@@ -98,10 +102,10 @@ def pointwise(
             _warn(warns[reduction])
         reduced = _code(reduction, size_average, reduce)
         shape = given[0].shape
-        if prepare is not None:
-            given = prepare(*given)
         if torch.compiler.is_compiling() and given[0] is given[1]:  # Dynamo takes no tensor twice
             given = (given[0].view_as(given[0]), *given[1:])
+        if prepare is not None:
+            given = prepare(*given)
         if weight is None:
             return function.call(*given, reduced)
         if weight.size() != shape:
@@ -131,7 +135,9 @@ def pointwise(
         reference=reference,
         samples=samples,
         saves=saves,
-        saved_bytes=lambda module, inputs, output: nbytes(*inputs) + (inputs[0].numel() if kept else 0),
+        saved_bytes=lambda module, inputs, output: (
+            nbytes(*inputs) * len(of) // len(tensors) + (inputs[0].numel() if kept else 0)
+        ),
         aliases=(reference.__name__, twin.__name__),
         summary=summary,
     )

@@ -208,8 +208,8 @@ lgamma = op(lambda input: torch.lgamma(input), name="lgamma", input=lambda g, in
 
 
 # Kinks, choices and steps.
-abs = op(
-    lambda input: torch.abs(input), name="abs", holomorphic=False, input=lambda g, input: g * input.sgn()
+abs = op(  # of complex numbers δ input/|input|: not of the conjugate, which a rule is given
+    lambda input: torch.abs(input), name="abs", input=lambda g, input: g * input.conj().sgn()
 )
 
 
