@@ -39,7 +39,6 @@ from torch import Tensor, nn
 
 from bpkit.core.function import Function
 from bpkit.core.spec import LayerSpec, Sample, randn
-from bpkit.core.transforms import transformed
 from bpkit.layers.recurrence import (
     BatchSizes,
     Derived,
@@ -49,8 +48,7 @@ from bpkit.layers.recurrence import (
     first,
     gradients,
     keep,
-    run_kernel,
-    run_steps,
+    run,
 )
 from bpkit.layers.recurrent import Recurrent, saved_bytes
 
@@ -67,9 +65,7 @@ class GRUFunction(Function):
     def forward(
         input: Tensor, h_0: Tensor, batch_sizes: BatchSizes, *weights: Tensor | None
     ) -> tuple[Tensor, ...]:
-        if transformed():
-            return run_steps(step, input, (h_0,), batch_sizes, weights)
-        return run_kernel(torch.gru, input, (h_0,), batch_sizes, weights)
+        return run(torch.gru, step, input, (h_0,), batch_sizes, weights)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -45,7 +45,6 @@ from torch import Tensor, nn
 from bpkit import ops
 from bpkit.core.function import Function
 from bpkit.core.spec import LayerSpec, Sample, randn
-from bpkit.core.transforms import transformed
 from bpkit.layers.recurrence import (
     BatchSizes,
     Derived,
@@ -56,8 +55,7 @@ from bpkit.layers.recurrence import (
     first,
     gradients,
     keep,
-    run_kernel,
-    run_steps,
+    run,
 )
 from bpkit.layers.recurrent import Recurrent, saved_bytes
 
@@ -75,9 +73,10 @@ class LSTMFunction(Function):
         input: Tensor, h_0: Tensor, c_0: Tensor, batch_sizes: BatchSizes, *weights: Tensor | None
     ) -> tuple[Tensor, ...]:
         projected = weights[-1] is not None
-        if transformed() or (projected and not input.is_cuda):  # on CPU torch has no better way either
-            return run_steps(step, input, (h_0, c_0), batch_sizes, weights)
-        return run_kernel(torch.lstm, input, (h_0, c_0), batch_sizes, weights)
+        kernel = (
+            None if projected and not input.is_cuda else torch.lstm
+        )  # on CPU torch has none either
+        return run(kernel, step, input, (h_0, c_0), batch_sizes, weights)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bpkit.core.transforms import may_write
+from bpkit.core.transforms import may_write, transformed
 
 BatchSizes = tuple[int, ...] | None  # of a packed batch; None if it is padded
 
@@ -81,14 +81,26 @@ class Steps:
         return self.join(states)
 
 
-def run_kernel(
-    kernel: Callable[..., tuple[Tensor, ...]],
+def run(
+    kernel: Callable[..., tuple[Tensor, ...]] | None,
+    step: Callable[..., tuple[Tensor, ...]],
     input: Tensor,
     states: Sequence[Tensor],
     batch_sizes: BatchSizes,
     weights: Sequence[Tensor | None],
 ) -> tuple[Tensor, ...]:
-    """A layer by torch's own `kernel` (`torch.lstm`, ...), which loops without Python: output, states."""
+    """The output of a layer, and its last states.
+
+    Args:
+        kernel: torch's own (`torch.lstm`, ...), which loops without Python; None if none is to be used.
+        step: `(x_t W_ihᵀ + b_ih, weights, *states) -> states`, for where the kernel cannot go.
+        input: `[T, B, I]`, or packed `[rows, I]`.
+        states: before the first step, `[D, B, H]` each.
+        batch_sizes: of a packed input.
+        weights: the five `Weights` of each direction.
+    """
+    if kernel is None or transformed():
+        return _by_steps(step, input, states, batch_sizes, weights)
     flat = [weight for weight in weights if weight is not None]
     settings = (weights[2] is not None, 1, 0.0, False, len(weights) > EACH)
     hx = states[0] if len(states) == 1 else tuple(states)
@@ -97,14 +109,13 @@ def run_kernel(
     return kernel(input, torch.tensor(batch_sizes, device="cpu"), hx, flat, *settings)
 
 
-def run_steps(
+def _by_steps(
     step: Callable[..., tuple[Tensor, ...]],
     input: Tensor,
     states: Sequence[Tensor],
     batch_sizes: BatchSizes,
     weights: Sequence[Tensor | None],
 ) -> tuple[Tensor, ...]:
-    """A layer in plain algebra, for where the kernel cannot go: `step(x W_ihᵀ + b_ih, weights, *states)`."""
     outputs, final = [], []
     for direction, (own, steps) in enumerate(_directions(input, batch_sizes, weights)):
         state = [each[direction] for each in states]

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from bpkit.core.function import Function
 from bpkit.core.mask import nonzero
 from bpkit.core.spec import LayerSpec, Sample, randn
-from bpkit.core.transforms import transformed
 from bpkit.layers.recurrence import (
     BatchSizes,
     Derived,
@@ -42,8 +41,7 @@ from bpkit.layers.recurrence import (
     first,
     gradients,
     keep,
-    run_kernel,
-    run_steps,
+    run,
 )
 from bpkit.layers.recurrent import Recurrent, saved_bytes
 
@@ -60,9 +58,7 @@ class TanhRNNFunction(Function):
     def forward(
         input: Tensor, h_0: Tensor, batch_sizes: BatchSizes, *weights: Tensor | None
     ) -> tuple[Tensor, ...]:
-        if transformed():
-            return run_steps(tanh_step, input, (h_0,), batch_sizes, weights)
-        return run_kernel(torch.rnn_tanh, input, (h_0,), batch_sizes, weights)
+        return run(torch.rnn_tanh, tanh_step, input, (h_0,), batch_sizes, weights)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -80,9 +76,7 @@ class ReLURNNFunction(TanhRNNFunction):
     def forward(
         input: Tensor, h_0: Tensor, batch_sizes: BatchSizes, *weights: Tensor | None
     ) -> tuple[Tensor, ...]:
-        if transformed():
-            return run_steps(relu_step, input, (h_0,), batch_sizes, weights)
-        return run_kernel(torch.rnn_relu, input, (h_0,), batch_sizes, weights)
+        return run(torch.rnn_relu, relu_step, input, (h_0,), batch_sizes, weights)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, grad_h: Tensor) -> tuple[Tensor | None, ...]:
