@@ -17,6 +17,11 @@ def transformed() -> bool:
     return _are_functorch_transforms_active() or _dispatch_tls_is_dispatch_key_included("VmapMode")
 
 
+def unseen() -> bool:
+    """Whether values cannot be looked at: a graph is traced, or they stand for many."""
+    return torch.compiler.is_compiling() or transformed()
+
+
 def may_write() -> bool:
     """Whether a backward may write into tensors that it made itself: nothing is recorded or batched."""
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed())
+    return not (torch.is_grad_enabled() or unseen())

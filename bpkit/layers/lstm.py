@@ -73,9 +73,7 @@ class LSTMFunction(Function):
         input: Tensor, h_0: Tensor, c_0: Tensor, batch_sizes: BatchSizes, *weights: Tensor | None
     ) -> tuple[Tensor, ...]:
         projected = weights[-1] is not None
-        kernel = (
-            None if projected and not input.is_cuda else torch.lstm
-        )  # on CPU torch has none either
+        kernel = None if projected and not input.is_cuda else torch.lstm  # on CPU torch has none either
         return run(kernel, step, input, (h_0, c_0), batch_sizes, weights)
 
     @staticmethod

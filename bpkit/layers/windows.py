@@ -24,6 +24,8 @@ from torch import Tensor
 from torch._C import _are_functorch_transforms_active
 from torch.nn import functional as F
 
+from bpkit.core.transforms import may_write
+
 
 def per_axis(value: Any, axes: int) -> tuple[int, ...]:
     """A setting for each of `axes` axes, from one for all or from one each."""
@@ -77,12 +79,12 @@ def scatter_planes(
     delta, distance = delta.reshape(shape), distance.reshape(shape)
     first = first.reshape(-1)
     total = delta.new_zeros(planes.numel(), torch.Size(size).numel() * channels)
-    if _are_functorch_transforms_active() or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        total = scatter_add(total, torch.add(first, distance, alpha=channels), delta)
-    else:
+    if may_write():
         rows = max(1, BLOCK // max(1, shape[1]))
         for part, by, source in zip(*(each.split(rows) for each in (total, distance, delta)), strict=True):
             part.scatter_add_(-1, torch.add(first, by, alpha=channels), source)
+    else:
+        total = scatter_add(total, torch.add(first, distance, alpha=channels), delta)
     total = total.reshape(*planes, *size, *(channels,) * inner)
     return total.movedim(-1, 1) if inner else total
 

@@ -30,13 +30,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import _are_functorch_transforms_active
 from torch.nn import functional as F
 
 from bpkit.core.function import Function
 from bpkit.core.module import Handwritten
 from bpkit.core.precision import narrowest
 from bpkit.core.spec import LossSpec, Sample, nbytes, randn
+from bpkit.core.transforms import unseen
 from bpkit.losses.reduction import MEAN, NONE, code
 
 # ln 0. A sum of as many of these as there are steps in time is still a finite float32.
@@ -189,15 +189,10 @@ def ctc_loss(
     return loss.squeeze(0) if single and reduced == NONE else loss
 
 
-def _unseen() -> bool:
-    """Whether values cannot be looked at."""
-    return torch.compiler.is_compiling() or _are_functorch_transforms_active()
-
-
 def _states(targets: Tensor, sizes: Tensor, blank: int, single: bool) -> Tensor:
     """l', by row.   [n, u]"""
     if targets.dim() == 1 and not single:
-        longest = len(targets) if _unseen() else int(sizes.max())
+        longest = len(targets) if unseen() else int(sizes.max())
         places = (sizes.cumsum(0) - sizes).unsqueeze(1) + torch.arange(longest, device=sizes.device)
         labels = targets[places.clamp(max=max(0, len(targets) - 1))] if longest else places
     else:
@@ -220,7 +215,7 @@ def _well_formed(
         return False
     if not (0 <= blank < classes and batch and steps):
         return False
-    if _unseen():
+    if unseen():
         return True
     lengths, sizes = (
         each.reshape(-1).tolist() if isinstance(each, Tensor) else list(each)

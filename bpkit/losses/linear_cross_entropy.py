@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import _are_functorch_transforms_active
 from torch.nn import functional as F
 
 from bpkit import ops
@@ -29,6 +28,7 @@ from bpkit.core.function import Function
 from bpkit.core.module import Handwritten, adopt
 from bpkit.core.precision import widen
 from bpkit.core.spec import LossSpec, Sample, nbytes, randn
+from bpkit.core.transforms import unseen
 from bpkit.layers.linear import Linear
 from bpkit.losses.cross_entropy import (
     hot_cost,
@@ -38,6 +38,8 @@ from bpkit.losses.cross_entropy import (
     soft_gradient,
     soft_target_gradient,
 )
+from bpkit.losses.linear_cross_entropy_arguments import require_well_formed
+from bpkit.losses.linear_sums import LinearSums
 from bpkit.losses.reduction import MEAN, NONE, code, refuse_gradient
 
 # Logits of a block: 32 MiB of float32, 256 rows of 32,000 classes.
@@ -64,7 +66,7 @@ class LinearCrossEntropyFunction(Function):
         wide = widen(input.new_empty(0)).dtype
         count = _count(input, target, weight, settings, wide)
         scale = torch.ones((), dtype=wide, device=input.device) / count
-        sums = _Sums(input, linear_weight, bias, formed)
+        sums = LinearSums(input, linear_weight, bias, formed)
         losses = []
         for x, t, logits in _blocks(input, linear_weight, bias, target, settings):
             logits = logits.log_softmax(1)
@@ -98,7 +100,7 @@ class LinearCrossEntropyFunction(Function):
         if target.is_floating_point() and reduction == NONE:
             scale = scale.unsqueeze(1)
         scales = scale.split(rows) if reduction == NONE else None
-        sums = _Sums(input, linear_weight, bias, ctx.needs_input_grad[:3])
+        sums = LinearSums(input, linear_weight, bias, ctx.needs_input_grad[:3])
         targets = []
         for block, (x, t, logits) in enumerate(_blocks(input, linear_weight, bias, target, ctx.settings)):
             own = scale if scales is None else scales[block]
@@ -114,40 +116,6 @@ class LinearCrossEntropyFunction(Function):
             None,
             None,
         )
-
-
-class _Sums:
-    """The gradients of the three factors, added up over blocks of rows."""
-
-    def __init__(self, input: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...]) -> None:
-        self.like, self.weight, self.bias = input, weight, bias
-        self.wanted = wanted
-        self.inputs: list[Tensor] = []
-        self.weights: Tensor | None = None
-        self.biases: Tensor | None = None
-
-    def add(self, x: Tensor, slope: Tensor) -> None:
-        """A block's rows, and its d."""
-        slope = slope.reshape(len(x), len(self.weight))
-        rounded = slope.to(x.dtype)
-        if self.wanted[0]:
-            self.inputs.append(rounded @ self.weight)
-        if self.wanted[1]:
-            if self.weights is None:
-                self.weights = widen(rounded.t() @ x)
-            elif torch.is_grad_enabled() or _are_functorch_transforms_active() or x.dtype is not slope.dtype:
-                self.weights = self.weights + widen(rounded.t() @ x)
-            else:
-                self.weights.addmm_(rounded.t(), x)
-        if self.wanted[2]:
-            biases = slope.sum(0)
-            self.biases = biases if self.biases is None else self.biases + biases
-
-    def gradients(self) -> list[Tensor]:
-        """Those that are wanted, in order."""
-        inputs = torch.cat(self.inputs) if self.inputs else None
-        found = [inputs, self.weights, self.biases]
-        return [each.to(self.like.dtype) for each in found if each is not None]
 
 
 def _blocks(
@@ -224,21 +192,9 @@ def linear_cross_entropy(
     """
     reduced = code(reduction, None, None)
     refuse_gradient("nll_loss_forward", "weight", weight)
-    if not _well_formed(input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing):
-        twin = F.linear_cross_entropy(
-            input,
-            linear_weight,
-            target,
-            linear_bias=linear_bias,
-            weight=weight,
-            reduction=reduction,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-        )
-        raise NotImplementedError(
-            f"bpkit's linear_cross_entropy does not take these arguments (torch's gives {twin.shape}); "
-            "leave the module to torch by bpkit.convert(model, exclude=...)"
-        )
+    require_well_formed(
+        input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing
+    )
     single = input.dim() == 1
     if single:
         input, target = input.unsqueeze(0), target.unsqueeze(0)
@@ -279,36 +235,10 @@ def _formed(
         or kept > len(input) * len(weight)
         or target.requires_grad
         or not torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or _are_functorch_transforms_active()
+        or unseen()
     ):
         return (False, False, False)
     return wanted
-
-
-def _well_formed(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    bias: Tensor | None,
-    weight: Tensor | None,
-    ignored: int | None,
-    smoothing: float,
-) -> bool:
-    """Whether the arguments go together; for those that do not, torch has the error."""
-    if input.dim() not in (1, 2) or linear_weight.dim() < 2 or not 0.0 <= smoothing <= 1.0:
-        return False
-    classes, *out, features = linear_weight.shape
-    batch = input.shape[:-1]
-    if input.shape[-1] != features or (out and not batch) or input.dtype is not linear_weight.dtype:
-        return False
-    if bias is not None and (tuple(bias.shape) != (classes, *out) or bias.dtype is not input.dtype):
-        return False
-    if weight is not None and tuple(weight.shape) != (classes,):
-        return False
-    if target.is_floating_point():
-        return target.shape == (*batch, classes, *out) and ignored is None
-    return target.shape == (*batch, *out) and target.dtype in (torch.int64, torch.uint8)
 
 
 class LinearCrossEntropyLoss(Handwritten, nn.LinearCrossEntropyLoss):

@@ -1,4 +1,4 @@
-"""Margins between classes: MultiMargin, MultiLabelMargin and MultiLabelSoftMargin.
+"""Margins between classes: MultiMargin and MultiLabelMargin.
 
 With C classes, n: row, c: class, t[n] the class of a row or t[n,j] its classes, up to the first -1:
 
@@ -7,8 +7,6 @@ With C classes, n: row, c: class, t[n] the class of a row or t[n,j] its classes,
     MultiLabelMargin   l[n] = 1/C Σ_j Σ_{c∉t} max(0, 1 - x[n,t_j] + x[n,c])
                        ∂l/∂x[n,c]   =  #{j: x[n,t_j] - 1 < x[n,c]} / C
                        ∂l/∂x[n,t_j] = -#{c∉t: x[n,c] > x[n,t_j] - 1} / C
-    MultiLabelSoft     l[n] = -1/C Σ_c w[c] (t ln σ(x) + (1 - t) ln σ(-x))
-                       ∂l/∂x = w (σ(x) - t) / C,    ∂l/∂t = -w x / C,   ∂l/∂w the term itself
 
 The counts of the second come from two sorted rows: C ln C steps, where all pairs are C² of them.
 
@@ -23,14 +21,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import _are_functorch_transforms_active
 
 from bpkit.core.function import Function
-from bpkit.core.fuse import formula
 from bpkit.core.module import Handwritten
-from bpkit.core.precision import in_float32, widen
+from bpkit.core.precision import widen
 from bpkit.core.spec import LossSpec, Sample, nbytes, randn
-from bpkit.losses.reduction import MEAN, NONE, code, refuse_gradient
+from bpkit.core.transforms import unseen
+from bpkit.losses.reduction import MEAN, code, reduced, refuse_gradient
 
 # Up to as many labels a row are compared one by one: four at 1024 x 1024 take 40 ms, and 140 by sorting;
 # 32 take 147, and 159.
@@ -86,9 +83,7 @@ class MultiLabelMarginFunction(Function):
         # torch 2.13 compiles its own loss to one that counts labels behind the first -1.
         x, t = (each if each.dim() > 1 else each.reshape(1, -1) for each in (input, target))
         rows = _sum_of_pairs(x, t) / x.shape[1]
-        if reduction == NONE:
-            return rows if input.dim() > 1 else rows.squeeze(0)
-        return rows.mean() if reduction == MEAN else rows.sum()
+        return reduced(rows if input.dim() > 1 else rows.squeeze(0), reduction)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -110,16 +105,11 @@ def _labels(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     `[n, j]`, `[n, j]`, `[n, c]`.
     """
     labels = (target >= 0).cumprod(1, dtype=torch.int8)
-    if not _unseen():
+    if not unseen():
         most = int(labels.sum(1).max()) if len(labels) else 0
         labels, target = labels[:, :most], target[:, :most]
     index = torch.where(labels > 0, target, 0)
     return labels, index, torch.zeros_like(x).scatter_add(1, index, labels.to(x.dtype))
-
-
-def _unseen() -> bool:
-    """Whether values cannot be looked at."""
-    return torch.compiler.is_compiling() or _are_functorch_transforms_active()
 
 
 def _sum_of_pairs(x: Tensor, target: Tensor) -> Tensor:
@@ -137,7 +127,7 @@ def _pairs_within_margin(x: Tensor, target: Tensor) -> Tensor:
     border = torch.where(labels == 0, torch.inf, x.gather(1, index) - 1)
     # Neither a label nor what is missing is above any border, nor is anything above a missing one.
     others = torch.where((own > 0) | x.isnan(), -torch.inf, x)
-    if labels.shape[1] <= FEW and not _unseen():
+    if labels.shape[1] <= FEW and not unseen():
         counts, as_label = torch.zeros_like(x), torch.zeros_like(border)
         for j in range(labels.shape[1]):
             pairs = (others > border[:, j : j + 1]).to(x.dtype)
@@ -148,57 +138,6 @@ def _pairs_within_margin(x: Tensor, target: Tensor) -> Tensor:
         counts = torch.searchsorted(border.sort(1).values, others).to(x.dtype)
         as_label = x.shape[1] - torch.searchsorted(others.sort(1).values, border, right=True).to(x.dtype)
     return counts.scatter_add(1, index, -as_label)
-
-
-@formula
-@in_float32
-def _soft_terms(input: Tensor, target: Tensor) -> Tensor:
-    """-(t ln σ(x) + (1 - t) ln σ(-x)), without an exponential that overflows."""
-    return input.relu() - target * input + torch.log1p(torch.exp(-input.abs()))
-
-
-class MultiLabelSoftMarginFunction(Function):
-    """`(x [*, c], t [*, c], w [c] | None, reduction) -> [] or [*]`."""
-
-    @staticmethod
-    def forward(input: Tensor, target: Tensor, weight: Tensor | None, reduction: int) -> Tensor:
-        terms = _soft_terms(input, target)
-        rows = (terms if weight is None else terms * weight).sum(input.dim() - 1) / input.size(
-            input.dim() - 1
-        )
-        return rows if reduction == NONE else rows.mean() if reduction == MEAN else rows.sum()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, target, weight, ctx.reduction = inputs
-        ctx.save_for_backward(input, target, weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, target, weight = ctx.saved_tensors
-        shape = torch.broadcast_shapes(input.shape, target.shape, () if weight is None else weight.shape)
-        share = widen(grad_output) / input.shape[-1]
-        if ctx.reduction == MEAN:
-            share = share / max(1, shape[:-1].numel())
-        elif ctx.reduction == NONE:
-            share = share.unsqueeze(-1)
-        weighted = share if weight is None else share * weight
-        wanted = ctx.needs_input_grad
-        return (
-            _like(_soft_slope(input, target, weighted), input) if wanted[0] else None,
-            _like(-widen(input) * weighted, target) if wanted[1] else None,
-            _like((_soft_terms(input, target) * share).expand(shape), weight) if wanted[2] else None,
-            None,
-        )
-
-
-@formula
-def _soft_slope(input: Tensor, target: Tensor, share: Tensor) -> Tensor:
-    return (torch.sigmoid(widen(input)) - target) * share
-
-
-def _like(gradient: Tensor, tensor: Tensor) -> Tensor:
-    return gradient.sum_to_size(tensor.shape).to(tensor.dtype)
 
 
 def multi_margin_loss(
@@ -243,20 +182,6 @@ def multilabel_margin_loss(
     return MultiLabelMarginFunction.call(input, target, code(reduction, size_average, reduce))
 
 
-def multilabel_soft_margin_loss(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    size_average: bool | None = None,
-    reduce: bool | None = None,
-    reduction: str = "mean",
-) -> Tensor:
-    """`torch.nn.functional.multilabel_soft_margin_loss` with a hand-written backward."""
-    if size_average is None and reduce is None and reduction not in ("none", "mean", "sum"):
-        raise ValueError(reduction + " is not valid")
-    return MultiLabelSoftMarginFunction.call(input, target, weight, code(reduction, size_average, reduce))
-
-
 class MultiMarginLoss(Handwritten, nn.MultiMarginLoss):
     """`torch.nn.MultiMarginLoss` with a hand-written backward."""
 
@@ -271,22 +196,11 @@ class MultiLabelMarginLoss(Handwritten, nn.MultiLabelMarginLoss):
         return multilabel_margin_loss(input, target, reduction=self.reduction)
 
 
-class MultiLabelSoftMarginLoss(Handwritten, nn.MultiLabelSoftMarginLoss):
-    """`torch.nn.MultiLabelSoftMarginLoss` with a hand-written backward."""
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return multilabel_soft_margin_loss(input, target, self.weight, reduction=self.reduction)
-
-
-_WEIGHT = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
-
-
 def _classes() -> Iterable[Sample]:
     pair = (randn(4, 3), torch.tensor([2, 0, 1, 2]))
+    weight = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
     yield Sample(inputs=pair)
-    yield Sample(
-        kwargs={"p": 2, "weight": _WEIGHT, "reduction": "none"}, inputs=pair, label="squared, weight"
-    )
+    yield Sample(kwargs={"p": 2, "weight": weight, "reduction": "none"}, inputs=pair, label="squared, weight")
     yield Sample(kwargs={"margin": 0.3, "reduction": "sum"}, inputs=pair, label="sum")
 
 
@@ -294,13 +208,6 @@ def _label_lists() -> Iterable[Sample]:
     pair = (randn(3, 4), torch.tensor([[2, 0, -1, 1], [-1, 0, 1, 2], [3, 1, 2, 0]]))
     for reduction in ("mean", "sum", "none"):
         yield Sample(kwargs={"reduction": reduction}, inputs=pair, label=reduction)
-
-
-def _soft_labels() -> Iterable[Sample]:
-    pair = (3 * randn(4, 3), torch.sigmoid(randn(4, 3, seed=1)))
-    yield Sample(inputs=pair)
-    yield Sample(kwargs={"weight": _WEIGHT, "reduction": "none"}, inputs=pair, label="weight, none")
-    yield Sample(kwargs={"reduction": "sum"}, inputs=pair, label="sum")
 
 
 SPECS = tuple(
@@ -322,13 +229,6 @@ SPECS = tuple(
             nn.MultiLabelMarginLoss,
             _label_lists,
             "some classes above all others",
-        ),
-        (
-            "multilabel_soft_margin_loss",
-            MultiLabelSoftMarginLoss,
-            nn.MultiLabelSoftMarginLoss,
-            _soft_labels,
-            "each class, yes or no",
         ),
     )
 )

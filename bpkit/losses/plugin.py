@@ -8,10 +8,30 @@ from typing import Any
 from torch import nn
 
 from bpkit.core.spec import LossSpec
-from bpkit.losses import binary, cross_entropy, ctc, embedding, margin, nll, pointwise
+from bpkit.losses import (
+    binary,
+    cross_entropy,
+    ctc,
+    embedding,
+    likelihood,
+    margin,
+    multilabel_soft_margin,
+    nll,
+    pointwise,
+)
 from bpkit.plugins.hookspecs import hookimpl
 
-PAGES: tuple[Any, ...] = (pointwise, cross_entropy, nll, binary, margin, embedding, ctc)
+PAGES: tuple[Any, ...] = (
+    pointwise,
+    likelihood,
+    cross_entropy,
+    nll,
+    binary,
+    margin,
+    multilabel_soft_margin,
+    embedding,
+    ctc,
+)
 if hasattr(nn, "LinearCrossEntropyLoss"):  # younger than the oldest torch that bpkit runs on
     from bpkit.losses import linear_cross_entropy
 

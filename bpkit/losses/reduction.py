@@ -16,6 +16,11 @@ def code(reduction: str, size_average: bool | None, reduce: bool | None) -> int:
     return _reduction.get_enum(reduction)
 
 
+def reduced(terms: Tensor, reduction: int) -> Tensor:
+    """The terms, their mean or their sum."""
+    return terms if reduction == NONE else terms.mean() if reduction == MEAN else terms.sum()
+
+
 def share(grad_output: Tensor, input: Tensor, reduction: int) -> Tensor:
     """δ / m, of each term. From the sizes, which a compiled formula leaves open, and not from a number."""
     return grad_output / max(1, input.numel()) if reduction == MEAN else grad_output

@@ -33,7 +33,7 @@ from bpkit.core.function import CastPolicy, Function
 from bpkit.core.fuse import formula
 from bpkit.core.module import Handwritten
 from bpkit.core.precision import widen
-from bpkit.core.spec import LossSpec, Sample, nbytes
+from bpkit.core.spec import LossSpec, Sample, Samples, nbytes, randn
 from bpkit.losses.reduction import BATCHMEAN, MEAN, NONE, code, refuse_gradient
 
 FP32: Mapping[str, CastPolicy] = {"cpu": "fp32", "cuda": "fp32"}
@@ -269,3 +269,19 @@ def same_size(input: Tensor, target: Tensor, *settings: Any) -> tuple[Any, ...]:
             "Please ensure they have the same size."
         )
     return (*torch.broadcast_tensors(input, target), *settings)
+
+
+def cases(inputs: Callable[[], tuple[Tensor, ...]], *settings: Mapping[str, Any]) -> Samples:
+    """The inputs in each reduction, and with each of `settings`."""
+
+    def samples() -> Iterable[Sample]:
+        for kwargs in ({}, {"reduction": "sum"}, {"reduction": "none"}, *settings):
+            label = ", ".join(f"{key}={value}" for key, value in kwargs.items())
+            yield Sample(kwargs=kwargs, inputs=inputs(), label=label)
+
+    return samples
+
+
+def pair() -> tuple[Tensor, ...]:
+    """An input and a target, to try a loss on."""
+    return randn(4, 3), randn(4, 3, seed=1)

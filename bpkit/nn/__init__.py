@@ -177,21 +177,23 @@ from bpkit.losses.embedding import (
     TripletMarginLoss as TripletMarginLoss,
     TripletMarginWithDistanceLoss as TripletMarginWithDistanceLoss,
 )
+from bpkit.losses.likelihood import (
+    GaussianNLLLoss as GaussianNLLLoss,
+    KLDivLoss as KLDivLoss,
+    PoissonNLLLoss as PoissonNLLLoss,
+)
 from bpkit.losses.margin import (
     MultiLabelMarginLoss as MultiLabelMarginLoss,
-    MultiLabelSoftMarginLoss as MultiLabelSoftMarginLoss,
     MultiMarginLoss as MultiMarginLoss,
 )
+from bpkit.losses.multilabel_soft_margin import MultiLabelSoftMarginLoss as MultiLabelSoftMarginLoss
 from bpkit.losses.nll import NLLLoss as NLLLoss, NLLLoss2d as NLLLoss2d
 from bpkit.losses.pointwise import (
-    GaussianNLLLoss as GaussianNLLLoss,
     HingeEmbeddingLoss as HingeEmbeddingLoss,
     HuberLoss as HuberLoss,
-    KLDivLoss as KLDivLoss,
     L1Loss as L1Loss,
     MarginRankingLoss as MarginRankingLoss,
     MSELoss as MSELoss,
-    PoissonNLLLoss as PoissonNLLLoss,
     SmoothL1Loss as SmoothL1Loss,
     SoftMarginLoss as SoftMarginLoss,
 )

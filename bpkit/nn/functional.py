@@ -140,21 +140,23 @@ from bpkit.losses.embedding import (
     triplet_margin_loss as triplet_margin_loss,
     triplet_margin_with_distance_loss as triplet_margin_with_distance_loss,
 )
+from bpkit.losses.likelihood import (
+    gaussian_nll_loss as gaussian_nll_loss,
+    kl_div as kl_div,
+    poisson_nll_loss as poisson_nll_loss,
+)
 from bpkit.losses.margin import (
     multi_margin_loss as multi_margin_loss,
     multilabel_margin_loss as multilabel_margin_loss,
-    multilabel_soft_margin_loss as multilabel_soft_margin_loss,
 )
+from bpkit.losses.multilabel_soft_margin import multilabel_soft_margin_loss as multilabel_soft_margin_loss
 from bpkit.losses.nll import nll_loss as nll_loss
 from bpkit.losses.pointwise import (
-    gaussian_nll_loss as gaussian_nll_loss,
     hinge_embedding_loss as hinge_embedding_loss,
     huber_loss as huber_loss,
-    kl_div as kl_div,
     l1_loss as l1_loss,
     margin_ranking_loss as margin_ranking_loss,
     mse_loss as mse_loss,
-    poisson_nll_loss as poisson_nll_loss,
     smooth_l1_loss as smooth_l1_loss,
     soft_margin_loss as soft_margin_loss,
 )

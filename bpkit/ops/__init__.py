@@ -5,11 +5,32 @@
     hidden = ops.add(hidden, block(hidden))
 
 Each operator has torch's name and arguments, and its gradient beside its forward. `pointwise.py`,
-`reductions.py`, `products.py` and `shaping.py` are the tables; `op.py` is what they are written in.
+`reductions.py`, `ordering.py`, `products.py`, `shaping.py` and `indexing.py` are the tables; `op.py` is
+what they are written in.
 Layers of bpkit.nn stand on them, and `bpkit.handwritten()` puts them in the place of torch's.
 """
 
+from bpkit.ops.indexing import (
+    gather as gather,
+    getitem as getitem,
+    index_add as index_add,
+    index_select as index_select,
+    masked_scatter as masked_scatter,
+    masked_select as masked_select,
+    repeat_interleave as repeat_interleave,
+    scatter as scatter,
+    scatter_add as scatter_add,
+)
 from bpkit.ops.op import op as op
+from bpkit.ops.ordering import (
+    amax as amax,
+    amin as amin,
+    max as max,
+    median as median,
+    min as min,
+    sort as sort,
+    topk as topk,
+)
 from bpkit.ops.pointwise import (
     abs as abs,
     acos as acos,
@@ -76,22 +97,15 @@ from bpkit.ops.products import (
     outer as outer,
 )
 from bpkit.ops.reductions import (
-    amax as amax,
-    amin as amin,
     cumsum as cumsum,
     logsumexp as logsumexp,
-    max as max,
     mean as mean,
-    median as median,
-    min as min,
     nansum as nansum,
     norm as norm,
     prod as prod,
-    sort as sort,
     std as std,
     std_mean as std_mean,
     sum as sum,
-    topk as topk,
     var as var,
     var_mean as var_mean,
     vector_norm as vector_norm,
@@ -102,21 +116,12 @@ from bpkit.ops.shaping import (
     contiguous as contiguous,
     flatten as flatten,
     flip as flip,
-    gather as gather,
-    getitem as getitem,
     hstack as hstack,
-    index_add as index_add,
-    index_select as index_select,
-    masked_scatter as masked_scatter,
-    masked_select as masked_select,
     pack_padded_sequence as pack_padded_sequence,
     pad_packed_sequence as pad_packed_sequence,
     repeat as repeat,
-    repeat_interleave as repeat_interleave,
     reshape as reshape,
     roll as roll,
-    scatter as scatter,
-    scatter_add as scatter_add,
     stack as stack,
     tile as tile,
     to as to,

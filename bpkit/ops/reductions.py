@@ -4,8 +4,6 @@
 Σx²      var: 2 (x[k] - μ) g / (N - c),  std: that with g / 2σ,  c the correction
 ‖x‖ₚ     g sign(x[k]) |x[k]|^(p-1) / ‖x‖ₚ^(p-1)         0 where ‖x‖ is 0
 ln Σ eˣ  g exp(x[k] - y)
-max      g shared evenly by all that attain it (amax, and the maximum of everything),
-         or g to the one whose index is returned (along an axis)
 Σ_{j≤k}  the running sum of g from the other end
 """
 
@@ -19,44 +17,43 @@ import torch
 from torch import Tensor
 
 from bpkit.ops.op import op
-from bpkit.ops.pointwise import maximum, minimum
 
 Axes = int | Sequence[int] | None
 
 
-def _axes(dim: Axes, rank: int) -> list[int]:
+def reduced_axes(dim: Axes, rank: int) -> list[int]:
     """The axes that are reduced, none given meaning all."""
     given = [dim] if isinstance(dim, int) else list(dim or ())
     return [each % (rank or 1) for each in given] or list(range(rank))
 
 
-def _spread(reduced: Tensor, shape: torch.Size, dim: Axes, keepdim: bool) -> Tensor:
+def spread(reduced: Tensor, shape: torch.Size, dim: Axes, keepdim: bool) -> Tensor:
     """What was reduced, with its axes back at size 1, ready to broadcast over `shape`."""
     if keepdim or not shape:
         return reduced
-    for axis in sorted(_axes(dim, len(shape))):
+    for axis in sorted(reduced_axes(dim, len(shape))):
         reduced = reduced.unsqueeze(axis)
     return reduced
 
 
 def _count(shape: torch.Size, dim: Axes) -> int:
-    return math.prod([shape[axis] for axis in _axes(dim, len(shape))]) if shape else 1
+    return math.prod([shape[axis] for axis in reduced_axes(dim, len(shape))]) if shape else 1
 
 
 sum = op(
     lambda input, dim=None, keepdim=False, dtype=None: torch.sum(input, dim, keepdim, dtype=dtype),
     name="sum",
-    input=lambda g, shape, dim, keepdim: _spread(g, shape, dim, keepdim).expand(shape),
+    input=lambda g, shape, dim, keepdim: spread(g, shape, dim, keepdim).expand(shape),
 )
 mean = op(
     lambda input, dim=None, keepdim=False, dtype=None: torch.mean(input, dim, keepdim, dtype=dtype),
     name="mean",
-    input=lambda g, shape, dim, keepdim: _spread(g / _count(shape, dim), shape, dim, keepdim).expand(shape),
+    input=lambda g, shape, dim, keepdim: spread(g / _count(shape, dim), shape, dim, keepdim).expand(shape),
 )
 
 
 def _nansum(g: Tensor, input: Tensor, shape: torch.Size, dim: Axes, keepdim: bool) -> Tensor:
-    return _spread(g, shape, dim, keepdim) * ~input.isnan()
+    return spread(g, shape, dim, keepdim) * ~input.isnan()
 
 
 nansum = op(
@@ -77,7 +74,7 @@ def _variance(
     g: Tensor, input: Tensor, shape: torch.Size, dim: Axes, correction: float, keepdim: bool
 ) -> Tensor:
     scale = 2 / (_count(shape, dim) - correction) if _count(shape, dim) > correction else math.nan
-    return _spread(g * scale, shape, dim, keepdim) * (input - input.mean(_axes(dim, len(shape)), True))
+    return spread(g * scale, shape, dim, keepdim) * (input - input.mean(reduced_axes(dim, len(shape)), True))
 
 
 def _deviation(
@@ -141,7 +138,7 @@ var_mean, std_mean = _with_mean(var, "var_mean"), _with_mean(std, "std_mean")
 def _norm_gradient(
     g: Tensor, x: Tensor, out: Tensor, shape: torch.Size, ord: float, dim: Axes, keepdim: bool
 ) -> Tensor:
-    g, out = _spread(g, shape, dim, keepdim), _spread(out, shape, dim, keepdim)
+    g, out = spread(g, shape, dim, keepdim), spread(out, shape, dim, keepdim)
     if ord == 2:
         return (x * (g / out)).masked_fill(out == 0, 0)
     if ord == 1:
@@ -150,7 +147,7 @@ def _norm_gradient(
         return torch.zeros_like(x) * g
     if math.isinf(ord):
         attains = (x.abs() == out) | x.isnan()
-        share = attains / attains.sum(_axes(dim, len(shape)), True)
+        share = attains / attains.sum(reduced_axes(dim, len(shape)), True)
         return x.sgn() * (share * g)
     if ord < 2:  # |x|^(p-2) has a pole at 0, where the subgradient is 0
         power = x.abs().masked_fill(x == 0, 1) ** (ord - 1)
@@ -180,8 +177,8 @@ def norm(input: Tensor, p: Any = "fro", dim: Axes = None, keepdim: bool = False,
 
 
 def _logsumexp(g: Tensor, input: Tensor, out: Tensor, shape: torch.Size, dim: Axes, keepdim: bool) -> Tensor:
-    out = _spread(out, shape, dim, keepdim)
-    return _spread(g, shape, dim, keepdim) * (input - torch.where(out.isinf(), 0, out)).exp()
+    out = spread(out, shape, dim, keepdim)
+    return spread(g, shape, dim, keepdim) * (input - torch.where(out.isinf(), 0, out)).exp()
 
 
 logsumexp = op(
@@ -192,111 +189,13 @@ logsumexp = op(
 )
 
 
-def _attaining(g: Tensor, input: Tensor, out: Tensor, shape: torch.Size, dim: Axes, keepdim: bool) -> Tensor:
-    attains = input == _spread(out, shape, dim, keepdim)
-    share = attains / attains.sum(_axes(dim, len(shape)) if shape else (), True)
-    return _spread(g, shape, dim, keepdim) * share
-
-
-amax = op(
-    lambda input, dim=(), keepdim=False: torch.amax(input, dim, keepdim),
-    name="amax",
-    holomorphic=False,
-    input=_attaining,
-)
-amin = op(
-    lambda input, dim=(), keepdim=False: torch.amin(input, dim, keepdim),
-    name="amin",
-    holomorphic=False,
-    input=_attaining,
-)
-
-
-def _at(g: Tensor, out1: Tensor, shape: torch.Size, dim: int, keepdim: bool) -> Tensor:
-    """G at the positions that were chosen along `dim`, zeros elsewhere."""
-    if not shape:
-        return g
-    if not keepdim:
-        g, out1 = g.unsqueeze(dim), out1.unsqueeze(dim)
-    return g.new_zeros(shape).scatter(dim, out1, g)
-
-
-def _along(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    return op(
-        lambda input, dim, keepdim=False: tuple(function(input, dim, keepdim)),
-        name=name,
-        holomorphic=False,
-        input=_at,
-    )
-
-
-_max_along, _min_along = _along(torch.max, "max"), _along(torch.min, "min")
-_median_along = _along(torch.median, "median")
-
-
-def max(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
-    """`torch.max`: of everything, along an axis, or of two tensors."""
-    return _extreme(torch.return_types.max, amax, _max_along, maximum, input, dim, keepdim)
-
-
-def min(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
-    """`torch.min`: of everything, along an axis, or of two tensors."""
-    return _extreme(torch.return_types.min, amin, _min_along, minimum, input, dim, keepdim)
-
-
-def _extreme(pair: Any, everything: Any, along: Any, two: Any, input: Tensor, dim: Any, keepdim: bool) -> Any:
-    if isinstance(dim, Tensor):
-        return two(input, dim)
-    if dim is None:
-        return everything(input)
-    return pair(along(input, dim, keepdim))
-
-
-_median = op(
-    lambda input, dim, keepdim: torch.median(input), name="median", holomorphic=False, input=_attaining
-)
-
-
-def median(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
-    """`torch.median`: of everything, or along an axis."""
-    if dim is None:
-        return _median(input, None, False)
-    return torch.return_types.median(_median_along(input, dim, keepdim))
-
-
-_topk = op(
-    lambda input, k, dim=-1, largest=True, sorted=True: tuple(torch.topk(input, k, dim, largest, sorted)),
-    name="topk",
-    holomorphic=False,
-    input=lambda g, out1, shape, dim: _at(g, out1, shape, dim, True),
-)
-_sort = op(
-    lambda input, dim=-1, descending=False, stable=False: tuple(
-        torch.sort(input, dim=dim, descending=descending, stable=stable)
-    ),
-    name="sort",
-    holomorphic=False,
-    input=lambda g, out1, shape, dim: _at(g, out1, shape, dim, True),
-)
-
-
-def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
-    """`torch.topk`."""
-    return torch.return_types.topk(_topk(input, k, dim, largest, sorted))
-
-
-def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
-    """`torch.sort`."""
-    return torch.return_types.sort(_sort(input, dim, descending, stable))
-
-
 def _product(g: Tensor, input: Tensor, shape: torch.Size, dim: Axes, keepdim: bool) -> Tensor:
     """G times the product of the others: running products from both ends, so that a zero does no harm."""
     if not shape or not input.numel():
-        return _spread(g, shape, dim, keepdim).expand(shape)
+        return spread(g, shape, dim, keepdim).expand(shape)
     rank = len(shape)
     flat = input.reshape(-1) if dim is None else input
-    axis = 0 if dim is None else _axes(dim, rank)[0]
+    axis = 0 if dim is None else reduced_axes(dim, rank)[0]
     ones = torch.ones_like(flat.narrow(axis, 0, 1))
     before = torch.cat((ones, flat.narrow(axis, 0, flat.shape[axis] - 1)), axis).cumprod(axis)
     after = (
@@ -304,7 +203,7 @@ def _product(g: Tensor, input: Tensor, shape: torch.Size, dim: Axes, keepdim: bo
         .cumprod(axis)
         .flip(axis)
     )
-    return _spread(g, shape, dim, keepdim) * (before * after).reshape(shape)
+    return spread(g, shape, dim, keepdim) * (before * after).reshape(shape)
 
 
 _prod = op(
