@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -171,7 +171,7 @@ class Row:
     coverage_handwritten: Coverage
 
 
-def measure(names: list[str], width: int = 128, seconds: float = 1.0) -> Iterator[Row]:
+def measure(names: Iterable[str], width: int = 128, seconds: float = 1.0) -> Iterator[Row]:
     """A row for each model, its three ways interleaved."""
     return (_row(name, build(name, width=width), seconds) for name in names)
 

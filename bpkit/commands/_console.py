@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from unicodedata import east_asian_width
 
 from rich import box
@@ -59,6 +59,20 @@ def print_table(
     widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(map(pad, columns, line, widths)).rstrip())
+
+
+def show_progress(line: str) -> None:
+    """A line on stderr that the next one overwrites, where somebody is watching; an empty one at the end."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+
+def announced(names: Sequence[str]) -> Iterator[str]:
+    """`names`, each shown as progress before it is given."""
+    for number, name in enumerate(names, 1):
+        show_progress(f"{number}/{len(names)} {name}")
+        yield name
+    show_progress("")
 
 
 def _one_line(cell: str) -> str:

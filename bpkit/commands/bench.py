@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import click
 
-from bpkit.commands._console import print_table
+from bpkit.commands._console import announced, print_table
 
 WAYS = ("converted", "handwritten")
 
@@ -33,8 +33,8 @@ def layers(names: tuple[str, ...], as_json: bool, seconds: float) -> None:
     for name in names:
         if name not in specs:
             raise unknown_name("layer or loss", name, specs)
-    chosen = [specs[name] for name in names] or list(specs.values())
-    rows = list(measure(chosen, saved_bytes, seconds=seconds))
+    chosen = announced(list(names or specs))
+    rows = list(measure((specs[name] for name in chosen), saved_bytes, seconds=seconds))
     if as_json:
         click.echo(json.dumps([{**asdict(row), "within": row.within} for row in rows], indent=2))
         return
@@ -103,7 +103,7 @@ def models(names: tuple[str, ...], as_json: bool, seconds: float, width: int) ->
     missing = [name for name in HUGGING_FACE if name not in found]
     if missing and not names and not as_json:
         click.echo(f"{', '.join(missing)}: left out; pip install transformers to measure them")
-    rows = list(measure(list(names) or list(found), width, seconds))
+    rows = list(measure(announced(list(names or found)), width, seconds))
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return

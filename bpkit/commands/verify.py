@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpkit.commands._console import print_table
+from bpkit.commands._console import print_table, show_progress
 from bpkit.core.errors import BpkitError
 from bpkit.verification.report import MARKS, Report, explained, summary
 
@@ -95,7 +95,7 @@ def verify(
     )
     reports = [_object(name, inputs, reference, settings) for name in objects]
     reports += _specs(specs, settings, jobs or os.cpu_count() or 1)
-    _show("")
+    show_progress("")
     if as_json:
         print(json.dumps([report.as_dict() for report in reports], indent=2, ensure_ascii=False))
     else:
@@ -134,7 +134,7 @@ def _specs(specs: Sequence[Spec], settings: dict[str, Any], jobs: int) -> list[R
             for done in as_completed(running):
                 number = running[done]
                 reports[number] = done.result()
-                _show(f"{len(reports)}/{len(specs)} {specs[number].name}")
+                show_progress(f"{len(reports)}/{len(specs)} {specs[number].name}")
         except BrokenProcessPool as error:
             left = ", ".join(spec.name for number, spec in enumerate(specs) if number not in reports)
             raise BpkitError(
@@ -169,13 +169,7 @@ def _write(junit: Path | None, html: Path | None, reports: Sequence[Report]) -> 
 
 
 def _progress(label: str) -> Callable[[str], None]:
-    return lambda check: _show(f"{label}: {check}")
-
-
-def _show(line: str) -> None:
-    """A line of progress that the next one overwrites, where somebody is watching."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+    return lambda check: show_progress(f"{label}: {check}")
 
 
 def _print(reports: Sequence[Report], seconds: float) -> None:

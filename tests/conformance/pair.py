@@ -126,14 +126,14 @@ def pairs(entry: Entry, dtype: torch.dtype, most: int | None = None) -> Iterator
 def require_same(ours: Run, theirs: Run, rtol: float, label: str) -> None:
     """Outputs, gradients and buffers equal to `rtol`, and None where torch's are None."""
     assert [each.dtype for each in ours.outputs] == [each.dtype for each in theirs.outputs], label
-    _require_tensors(
+    require_tensors(
         {f"output {i}": each for i, each in enumerate(ours.outputs)},
         {f"output {i}": each for i, each in enumerate(theirs.outputs)},
         rtol,
         label,
     )
-    _require_tensors(ours.gradients, theirs.gradients, rtol, f"{label}: gradient of")
-    _require_tensors(dict(ours.module.named_buffers()), dict(theirs.module.named_buffers()), rtol, label)
+    require_tensors(ours.gradients, theirs.gradients, rtol, f"{label}: gradient of")
+    require_tensors(dict(ours.module.named_buffers()), dict(theirs.module.named_buffers()), rtol, label)
 
 
 def require_no_farther(ours: Run, theirs: Run, truth: Run, label: str) -> None:
@@ -151,7 +151,8 @@ def require_no_farther(ours: Run, theirs: Run, truth: Run, label: str) -> None:
             assert error <= allowed, f"{label}: off by {error:.1e}, torch's by {allowed:.1e}"
 
 
-def _require_tensors(ours: dict[str, Any], theirs: dict[str, Any], rtol: float, label: str) -> None:
+def require_tensors(ours: dict[Any, Any], theirs: dict[Any, Any], rtol: float, label: str) -> None:
+    """Tensors by name equal to `rtol` of each one's largest element, and None where torch's are None."""
     assert ours.keys() == theirs.keys(), label
     largest = max(
         (float(t.detach().abs().nan_to_num(0, 0, 0).max()) for t in theirs.values() if _has(t)), default=0.0
