@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from bpkit.core.graph import name, nodes
 from bpkit.core.structure import flatten, tensors
 from bpkit.verification.compare import relative_error
 from tests.conformance.entries import Entry
+
+T = TypeVar("T")
 
 # A gradient this much smaller than the largest one is compared to that one: its true value may be zero.
 NEGLIGIBLE = 1e-6
@@ -104,15 +106,19 @@ def cotangents(outputs: list[Tensor], change: Callable[[Tensor], Tensor] = torch
     ]
 
 
+def thinned(samples: list[T], most: int | None) -> list[T]:
+    """At most so many of them, spread over all, the first and the last among them."""
+    if most is None or len(samples) <= most:
+        return samples
+    return [samples[round(i * (len(samples) - 1) / max(1, most - 1))] for i in range(most)]
+
+
 def pairs(entry: Entry, dtype: torch.dtype, most: int | None = None) -> Iterator[tuple[str, Any, Any, Any]]:
     """`(label, torch's module, bpkit's with its state, forward arguments)` of every sample.
 
     Or of `most`, spread over all of them.
     """
-    given = list(entry.inputs(dtype))
-    if most is not None and len(given) > most:
-        given = [given[round(i * (len(given) - 1) / (most - 1))] for i in range(most)]
-    for index, (sample, training) in enumerate(given):
+    for index, (sample, training) in enumerate(thinned(list(entry.inputs(dtype)), most)):
         theirs = build(entry.theirs, sample, dtype, training)
         ours = build(entry.ours, sample, dtype, training)
         if entry.lazy:  # what it was before is no tensor to copy or compare: the first call makes it one

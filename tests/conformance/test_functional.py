@@ -17,7 +17,7 @@ from bpkit.core.purity import audit, run_backward
 from bpkit.core.structure import flatten, tensors
 from bpkit.swap.mode import REPLACEMENTS, SPELT
 from bpkit.verification.compare import relative_error
-from tests.conformance.pair import cotangents, describe
+from tests.conformance.pair import cotangents, describe, thinned
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -56,9 +56,7 @@ every_operator = pytest.mark.parametrize("info", OPERATORS, ids=_id)
 
 def samples(info: OpInfo, most: int | None = None) -> Iterator[tuple[str, SampleInput]]:
     found = list(info.sample_inputs("cpu", torch.float64, requires_grad=True))
-    if most is not None and len(found) > most:
-        found = [found[round(i * (len(found) - 1) / (most - 1))] for i in range(most)]
-    for index, sample in enumerate(found):
+    for index, sample in enumerate(thinned(found, most)):
         yield f"sample {index}: {sample.summary()}", sample
 
 
