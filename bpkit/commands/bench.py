@@ -23,13 +23,19 @@ def bench() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--seconds", default=1.0, show_default=True, help="How long to measure each row.")
 def layers(names: tuple[str, ...], as_json: bool, seconds: float) -> None:
-    """Time and bytes saved for backward of each layer and loss, or those NAMED."""
+    """Time and bytes saved for backward of each layer and loss, or those NAMED.
+
+    `fused` is a layer converted with `fuse=True`; `ratio` and `more` are those of the quicker of the two.
+    """
     from bpkit.bench.layers import measure
     from bpkit.bench.measure import saved_bytes
     from bpkit.core.errors import unknown_name
     from bpkit.plugins.registry import registry
 
-    specs = {spec.name: spec for spec in (*registry().layers, *registry().losses)}
+    found = (*registry().layers, *registry().losses)
+    specs = {spec.name: spec for spec in found}
+    aliases = {alias: spec.name for spec in found for alias in spec.aliases}
+    names = tuple(aliases.get(name, name) for name in names)
     for name in names:
         if name not in specs:
             raise unknown_name("layer or loss", name, specs)
@@ -74,10 +80,11 @@ def layers(names: tuple[str, ...], as_json: bool, seconds: float) -> None:
     large = [row for row in rows if row.large]
     if large:
         mean = statistics.geometric_mean(row.best / row.torch for row in large)
+        eager = statistics.geometric_mean(row.bpkit / row.torch for row in large)
         more = [row.layer for row in large if row.saved_bpkit > row.saved_torch]
         click.echo(
-            f"large rows: geometric mean {mean:.2f} of torch's time; "
-            f"{len(large) - len(more)} of {len(large)} save no more than torch"
+            f"large rows: geometric mean {mean:.2f} of torch's time, fused where that is quicker, "
+            f"and {eager:.2f} by default; {len(large) - len(more)} of {len(large)} save no more than torch"
             + (f" (more: {', '.join(more)})" if more else "")
         )
 

@@ -24,10 +24,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch._C import _are_functorch_transforms_active, _functorch as functorch, _is_any_autocast_enabled
+from torch._C._dynamo import eval_frame as dynamo
 from torch._functorch.utils import unwrap_dead_wrappers
 
 from bpkit.core import fuse
 from bpkit.core.code import own_code
+from bpkit.core.refusal import REMEDY
 
 CastPolicy = Literal["lower", "fp32", "promote"]
 
@@ -88,14 +90,26 @@ class Function(torch.autograd.Function):
         return super(_TorchFunction, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
 
+# In a graph Dynamo answers for `apply` itself. After a graph break inside of it, it would compile the rest as
+# a function of its own, and knows no Function class as a value.
+# (This is `torch._dynamo.eval_frame.skip_code`, which takes a second to import.)
+dynamo.set_code_exec_strategy(
+    Function.apply.__func__.__code__,  # type: ignore[attr-defined]
+    dynamo._FrameExecStrategy(dynamo._FrameAction.SKIP, dynamo._FrameAction.DEFAULT),
+)
+
+
 def _caller(cls: type[Function]) -> Callable[..., Any]:
     """`cls.call`: a closure, because Dynamo reads no attributes off a Function class."""
-    arity, defaults = cls.forward.__code__.co_argcount, cls.forward.__defaults__
+    forward = cls.forward
+    arity, defaults = forward.__code__.co_argcount, forward.__defaults__
     policies = dict(cls.autocast)
     run = super(_TorchFunction, cls).apply  # type: ignore[misc]
 
     def call(*args: Any) -> Any:
         """Run the Function on `args` (forward's, by position), under autocast's rules."""
+        if args and isinstance(args[0], torch.Tensor) and args[0].is_nested:
+            raise NotImplementedError(f"{cls.__name__} takes no nested tensors; {REMEDY}")
         if len(args) < arity:
             args = _with_defaults(args, arity, defaults)  # Dynamo, too, leaves them out
         if _is_any_autocast_enabled():
@@ -104,8 +118,12 @@ def _caller(cls: type[Function]) -> Callable[..., Any]:
                 args = _cast(args, policies.get(device), device)
                 with torch.autocast(device, enabled=False):
                     return cls.apply(*args)
-        if torch.compiler.is_compiling() or _are_functorch_transforms_active():
+        if _are_functorch_transforms_active():
             return cls.apply(*args)
+        if torch.compiler.is_compiling():
+            # Dynamo cannot trace a Function whose inputs want no gradient.
+            wanted = any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
+            return cls.apply(*args) if wanted else forward(*args)
         return run(*unwrap_dead_wrappers(args))  # without a second look at what was seen above
 
     return own_code(call)

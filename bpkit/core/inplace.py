@@ -96,7 +96,9 @@ def overwrite(input: Tensor, value: Tensor) -> Tensor:
         raise RuntimeError(
             f"output with shape {list(input.shape)} doesn't match the broadcast shape {list(value.shape)}"
         )
-    if not torch.is_grad_enabled():
+    # torch.compile forgets the backward of a Function that writes to an input of its graph (torch 2.13: the
+    # gradient is the identity's); a copy_ it knows.
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return input.copy_(value)
     return OverwriteFunction.call(input, value)
 

@@ -25,7 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from bpkit.core.function import Function
+from bpkit.core.holomorphic import conjugates
 from bpkit.core.module import Handwritten
+from bpkit.core.refusal import refuse
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
 
 # Elements of an intermediate that is formed at once.
@@ -61,7 +63,7 @@ class BilinearFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input1, input2, weight = ctx.saved_tensors
+        input1, input2, weight = conjugates(ctx.saved_tensors)
         first, second, of_weight, of_bias = ctx.needs_input_grad
         grad_input1 = grad_input2 = grad_weight = None
         if first:  #                                                                 [n, o j] [o j, i]
@@ -118,7 +120,7 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
     fits = input2.shape[:-1] == input1.shape[:-1] and input1.dim() == input2.dim() > 0
     fits = fits and weight.dim() == 3 and weight.shape[1:] == (in1, input2.shape[-1])
     if not fits or not (bias is None or bias.shape == weight.shape[:1]):
-        return torch.bilinear(input1, input2, weight, bias)  # raises
+        refuse(torch.bilinear, input1, input2, weight, bias)
     n = math.prod(leading)
     rows1, rows2 = (each.reshape(n, each.shape[-1]) for each in (input1, input2))
     output: Tensor = BilinearFunction.call(rows1, rows2, weight, bias)

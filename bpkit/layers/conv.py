@@ -27,6 +27,7 @@ from bpkit.core.code import own_code
 from bpkit.core.function import Function
 from bpkit.core.layout import channels_last, laid_out
 from bpkit.core.module import Handwritten
+from bpkit.core.refusal import refuse
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
 from bpkit.layers.convolution import CORRELATE, Sizes, channel_sum, transposed, weight_gradient
 from bpkit.layers.lazy import lazy_spec
@@ -93,7 +94,7 @@ def _functional(axes: int) -> Callable[..., Tensor]:
         if isinstance(padding, str):
             fits = fits and padding in ("same", "valid") and not (padding == "same" and steps != (1,) * axes)
         if not fits:
-            return native(input, weight, bias, stride, padding, dilation, groups)  # raises
+            refuse(native, input, weight, bias, stride, padding, dilation, groups)
         if isinstance(padding, str):
             total = [0] * axes
             if padding == "same":

@@ -28,6 +28,7 @@ from bpkit.core.code import own_code
 from bpkit.core.function import Function
 from bpkit.core.layout import channels_last, laid_out
 from bpkit.core.module import Handwritten
+from bpkit.core.refusal import refuse
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
 from bpkit.layers.convolution import TRANSPOSE, Sizes, channel_sum, correlated, weight_gradient
 from bpkit.layers.lazy import lazy_spec
@@ -100,7 +101,7 @@ def _functional(axes: int) -> Callable[..., Tensor]:
         steps, spread, further = (per_axis(each, axes) for each in (stride, dilation, output_padding))
         fits = weight.dim() == axes + 2 and input.dim() in (axes + 1, axes + 2)
         if not fits or not len(steps) == len(spread) == len(further) == axes:
-            return native(input, weight, bias, stride, padding, output_padding, groups, dilation)  # raises
+            refuse(native, input, weight, bias, stride, padding, output_padding, groups, dilation)
         batched = input if input.dim() == axes + 2 else input.unsqueeze(0)
         zeros = per_axis(padding, axes)
         output = ConvTransposeFunction.call(batched, weight, bias, steps, zeros, further, groups, spread)

@@ -86,7 +86,12 @@ def elementwise(
     def evaluate(input: Tensor, values: tuple[Any, ...], into_input: bool) -> Tensor:
         if not into_input:
             return run(input, *values)
-        if rewrite is not None and from_output is not None and from_output(*values):
+        if (
+            rewrite is not None
+            and from_output is not None
+            and from_output(*values)
+            and not torch.compiler.is_compiling()  # see `overwrite`
+        ):
             require_writable(input)
             return rewrite(input, *values)
         return overwrite(input, run(keep(input), *values))

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from bpkit.core.function import Function
 from bpkit.core.module import Handwritten
+from bpkit.core.refusal import refuse
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
 from bpkit.layers.embedding import renormalize, table_gradient
 
@@ -162,9 +163,9 @@ def embedding_bag(
             "bpkit's embedding_bag takes no nested tensors: leave the module out, convert(model, exclude=...)"
         )
     if not _fits(input, weight, offsets, scale_grad_by_freq, mode, sparse, per_sample_weights):
-        return F.embedding_bag(input, weight, offsets, *given, include_last_offset, padding_idx)  # raises
+        refuse(F.embedding_bag, input, weight, offsets, *given, include_last_offset, padding_idx)
     if padding_idx is not None and not -len(weight) <= padding_idx < len(weight):
-        return F.embedding_bag(input, weight, offsets, *given, include_last_offset, padding_idx)  # raises
+        refuse(F.embedding_bag, input, weight, offsets, *given, include_last_offset, padding_idx)
     shares = per_sample_weights
     if offsets is None:
         bags, length = input.shape

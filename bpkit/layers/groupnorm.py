@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bpkit.core.layout import channels_last, laid_out
 from bpkit.core.module import Handwritten
+from bpkit.core.refusal import refuse
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
 from bpkit.layers.normalization import Normalization, keep
 
@@ -73,8 +74,7 @@ def group_norm(
         ValueError: one value a group, likewise.
     """
     if not _well_formed(input, num_groups, weight, bias):
-        with torch.no_grad():  # raises
-            nn.functional.group_norm(input, num_groups, weight, bias, eps)
+        refuse(nn.functional.group_norm, input, num_groups, weight, bias, eps)
     return GroupNormFunction.call(input, weight, bias, num_groups, eps)[0]
 
 

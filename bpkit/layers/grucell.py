@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 
 from bpkit.core.function import Function
 from bpkit.core.fuse import formula
+from bpkit.core.holomorphic import conjugates
 from bpkit.core.spec import LayerSpec
 from bpkit.layers import gru
 from bpkit.layers.cell import Cell, Gradients, products, samples, saved_bytes
@@ -42,7 +43,7 @@ class GRUCellFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> Gradients:
-        input, h, w_ih, w_hh, b_ih, b_hh, gates = ctx.saved_tensors
+        input, h, w_ih, w_hh, b_ih, b_hh, gates = conjugates(ctx.saved_tensors)
         if torch.is_grad_enabled():
             gates = torch.cat(gru.gates(linear(input, w_ih, b_ih), linear(h, w_hh, b_hh)), 1)
         r, u = gates.chunk(4, 1)[:2]

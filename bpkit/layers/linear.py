@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bpkit.core.function import Function
+from bpkit.core.holomorphic import conjugates
 from bpkit.core.module import Handwritten
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
 from bpkit.layers.lazy import lazy_spec
@@ -50,7 +51,7 @@ class LinearFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight = ctx.saved_tensors
+        input, weight = conjugates(ctx.saved_tensors)
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_input = grad_output @ weight  #                               δ w [*, in]

@@ -23,6 +23,7 @@ from torch.nn.functional import linear
 
 from bpkit.core.function import Function
 from bpkit.core.fuse import formula
+from bpkit.core.holomorphic import conjugates
 from bpkit.core.spec import LayerSpec, Sample, randn
 from bpkit.layers.cell import Cell, Gradients, products, samples, saved_bytes
 from bpkit.layers.lstm import gates
@@ -50,7 +51,7 @@ class LSTMCellFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor, grad_c: Tensor, _: Tensor) -> Gradients:
-        input, h, c, w_ih, w_hh, b_ih, b_hh, kept = ctx.saved_tensors
+        input, h, c, w_ih, w_hh, b_ih, b_hh, kept = conjugates(ctx.saved_tensors)
         if torch.is_grad_enabled():
             i, f, g, o = gates(linear(input, w_ih, b_ih) + linear(h, w_hh, b_hh))
             kept = torch.cat((i, f, g, o, (f * c + i * g).tanh()), 1)

@@ -31,6 +31,7 @@ from torch.nn.utils import parametrizations
 from bpkit import ops
 from bpkit.core.function import Function
 from bpkit.core.module import Handwritten
+from bpkit.core.precision import widen
 
 
 class NormalizeFunction(Function):
@@ -103,15 +104,17 @@ class WeightNormFunction(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         direction, magnitude = ctx.saved_tensors
-        axes = [axis for axis in range(direction.dim()) if ctx.dim == -1 or axis != ctx.dim]
-        size = (direction * direction).sum(axes, keepdim=True).sqrt()
-        unit = direction / size
-        along = (grad_output * unit).sum(axes, keepdim=True)
+        # In float32: the square of a norm of 256 is beyond float16.
+        wide, delta = widen(direction), widen(grad_output)
+        axes = [axis for axis in range(wide.dim()) if ctx.dim == -1 or axis != ctx.dim % wide.dim()]
+        size = (wide * wide).sum(axes, keepdim=True).sqrt()
+        unit = wide / size
+        along = (delta * unit).sum(axes, keepdim=True)
         grad_direction = grad_magnitude = None
         if ctx.needs_input_grad[0]:
-            grad_direction = (grad_output - unit * along) * (magnitude / size)
+            grad_direction = ((delta - unit * along) * (widen(magnitude) / size)).to(direction.dtype)
         if ctx.needs_input_grad[1]:
-            grad_magnitude = along.reshape(magnitude.shape)
+            grad_magnitude = along.reshape(magnitude.shape).to(magnitude.dtype)
         return grad_direction, grad_magnitude, None
 
 

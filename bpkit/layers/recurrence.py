@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bpkit.core.holomorphic import conjugates
 from bpkit.core.transforms import may_write, transformed
 
 BatchSizes = tuple[int, ...] | None  # of a packed batch; None if it is padded
@@ -178,7 +179,7 @@ def gradients(
 
     ∂L/∂x = δz W_ih     ∂L/∂W_ih = Σₙ δz_n ⊗ x_n     ∂L/∂b_ih = Σₙ δz_n          n: all rows
     """
-    input, *others, output = ctx.saved_tensors
+    input, *others, output = conjugates(ctx.saved_tensors)
     states, weights = others[: ctx.states], others[ctx.states :]
     need_input, *need_others = ctx.needs_input_grad
     need_states, needs = tuple(need_others[: ctx.states]), need_others[ctx.states + 1 :]

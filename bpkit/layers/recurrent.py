@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from bpkit import ops
 from bpkit.core.module import Handwritten
+from bpkit.core.refusal import refuse
 from bpkit.core.spec import nbytes
 from bpkit.layers.dropout import dropout
 from bpkit.layers.recurrence import BatchSizes, Weights
@@ -46,8 +47,7 @@ class Recurrent(Handwritten, nn.RNNBase):
             return self._packed(input, hx)
         given = () if hx is None else (hx,) if self.states == 1 else hx
         if input.dim() not in (2, 3) or any(state.dim() != input.dim() for state in given):
-            result: tuple[Any, Any] = super().forward(input, hx)  # raises, in torch's words
-            return result
+            refuse(super().forward, input, hx)
         self._update_flat_weights()
         batch_axis = 0 if self.batch_first else 1
         batched = input.dim() == 3

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bpkit.core.fuse import formula
 from bpkit.core.module import Handwritten
 from bpkit.core.precision import LOW_PRECISION, widen
+from bpkit.core.refusal import refuse
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
 from bpkit.layers.normalization import Normalization, in_blocks, keep
 
@@ -79,8 +80,7 @@ def rms_norm(
     sound = bool(shape) and tuple(input.shape[-len(shape) :]) == shape
     sound = sound and (weight is None or tuple(weight.shape) == shape)
     if not sound or not (input.is_floating_point() or input.is_complex()):
-        with torch.no_grad():  # raises
-            nn.functional.rms_norm(input, list(shape), weight, eps)
+        refuse(nn.functional.rms_norm, input, list(shape), weight, eps)
     if eps is None:
         eps = torch.finfo(torch.float32 if input.dtype in LOW_PRECISION else input.dtype).eps
     return RMSNormFunction.call(input, weight, None, len(shape), eps)[0]

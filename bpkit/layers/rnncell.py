@@ -19,6 +19,7 @@ from torch.nn.functional import linear
 
 from bpkit.core.function import Function
 from bpkit.core.fuse import formula
+from bpkit.core.holomorphic import conjugates
 from bpkit.core.mask import nonzero
 from bpkit.core.spec import LayerSpec, Sample, randn
 from bpkit.layers.cell import Cell, Gradients, products, samples, saved_bytes
@@ -41,7 +42,7 @@ class TanhRNNCellFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Gradients:
-        *inputs, output = ctx.saved_tensors
+        *inputs, output = conjugates(ctx.saved_tensors)
         return _rnn_gradients(ctx.needs_input_grad, inputs, _tanh(grad_output, output))
 
 
@@ -56,7 +57,7 @@ class ReLURNNCellFunction(TanhRNNCellFunction):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Gradients:
-        *inputs, output = ctx.saved_tensors
+        *inputs, output = conjugates(ctx.saved_tensors)
         return _rnn_gradients(ctx.needs_input_grad, inputs, grad_output * nonzero(output))
 
 

@@ -30,6 +30,7 @@ from bpkit.core.function import Function
 from bpkit.core.fuse import formula
 from bpkit.core.module import Handwritten
 from bpkit.core.precision import in_float32
+from bpkit.core.refusal import refuse
 from bpkit.core.spec import LossSpec, Sample, nbytes, randn
 from bpkit.losses.reduction import code, refuse_gradient, share
 
@@ -152,7 +153,7 @@ def binary_cross_entropy(
             "is deprecated. Please ensure they have the same size."
         )
     if input.is_cuda and torch.is_autocast_enabled("cuda"):
-        return F.binary_cross_entropy(input, target, weight, reduction=reduction)  # raises
+        refuse(F.binary_cross_entropy, input, target, weight, reduction=reduction)
     refuse_gradient("binary_cross_entropy", "weight", weight)
     if weight is not None:
         weight = weight.expand(torch.broadcast_shapes(target.size(), weight.size()))

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from bpkit.core.function import Function
 from bpkit.core.module import Handwritten
 from bpkit.core.precision import narrowest
+from bpkit.core.refusal import refuse
 from bpkit.core.spec import LossSpec, Sample, nbytes, randn
 from bpkit.core.transforms import unseen
 from bpkit.losses.reduction import MEAN, NONE, code
@@ -172,11 +173,8 @@ def ctc_loss(
     """
     reduced = code(reduction, None, None)
     if not _well_formed(log_probs, targets, input_lengths, target_lengths, blank):
-        torch.ctc_loss(log_probs, targets, input_lengths, target_lengths, blank, reduced, zero_infinity)  # type: ignore[arg-type]
-        raise NotImplementedError(
-            "bpkit's ctc_loss does not take these arguments, which torch's does; leave the module to torch "
-            "by bpkit.convert(model, exclude=...)"
-        )
+        given = (log_probs, targets, input_lengths, target_lengths, blank, reduced, zero_infinity)
+        refuse(torch.ctc_loss, *given)
     single = log_probs.dim() == 2
     device = log_probs.device
     lengths, sizes = (

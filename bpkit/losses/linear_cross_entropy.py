@@ -63,16 +63,15 @@ class LinearCrossEntropyFunction(Function):
         formed: tuple[bool, ...],
     ) -> Any:
         _, ignored, smoothing, reduction, _, dtype = settings
-        wide = widen(input.new_empty(0)).dtype
-        count = _count(input, target, weight, settings, wide)
-        scale = torch.ones((), dtype=wide, device=input.device) / count
+        one = widen(input.new_ones(()))
+        count = _count(input, target, weight, settings, one)
         sums = LinearSums(input, linear_weight, bias, formed)
         losses = []
         for x, t, logits in _blocks(input, linear_weight, bias, target, settings):
             logits = logits.log_softmax(1)
             losses.append(_losses(logits, t, weight, ignored, smoothing))
             if any(formed):
-                sums.add(x, _slope(logits.exp_(), t, weight, ignored, smoothing, scale))
+                sums.add(x, _slope(logits.exp_(), t, weight, ignored, smoothing, one))
         rows = torch.cat(losses)
         loss = rows if reduction == NONE else rows.sum() / count
         return (loss.to(dtype), *sums.gradients()) if any(formed) else loss.to(dtype)
@@ -91,12 +90,15 @@ class LinearCrossEntropyFunction(Function):
         input, linear_weight, bias, target, weight, *gradients = ctx.saved_tensors
         if grad_output is None:
             return (None,) * 7
+        scale = widen(grad_output)
+        kept = _count(input, target, weight, ctx.settings, scale)
+        scale = scale / kept
         if gradients and not torch.is_grad_enabled():
-            scaled = iter([each * grad_output.to(each.dtype) for each in gradients])
+            # Not before: in half precision p/m, or δ of a scaled loss, may be beyond what numbers there are.
+            scale = torch.where(kept == 0, 0, scale)
+            scaled = iter([(widen(each) * scale).to(input.dtype) for each in gradients])
             return (*(next(scaled) if each else None for each in ctx.formed), None, None, None, None)
         _, ignored, smoothing, reduction, rows, _ = ctx.settings
-        scale = widen(grad_output)
-        scale = scale / _count(input, target, weight, ctx.settings, scale.dtype)
         if target.is_floating_point() and reduction == NONE:
             scale = scale.unsqueeze(1)
         scales = scale.split(rows) if reduction == NONE else None
@@ -108,7 +110,7 @@ class LinearCrossEntropyFunction(Function):
                 sums.add(x, _slope(logits.softmax(1), t, weight, ignored, smoothing, own))
             if ctx.needs_input_grad[3]:
                 targets.append(soft_target_gradient(logits, weight, smoothing, own).to(target.dtype))
-        found = iter(sums.gradients())
+        found = iter([each.to(input.dtype) for each in sums.gradients()])
         return (
             *(next(found) if each else None for each in ctx.needs_input_grad[:3]),
             torch.cat(targets) if targets else None,
@@ -150,15 +152,15 @@ def _slope(
 
 
 def _count(
-    input: Tensor, target: Tensor, weight: Tensor | None, settings: tuple[Any, ...], dtype: torch.dtype
-) -> Any:
-    """m: what a mean divides by, else 1."""
+    input: Tensor, target: Tensor, weight: Tensor | None, settings: tuple[Any, ...], like: Tensor
+) -> Tensor:
+    """m: what a mean divides by, else 1.   [] in `like`'s dtype"""
     shape, ignored, _, reduction, *_ = settings
     if reduction != MEAN:
-        return 1
+        return like.new_ones(())
     if target.is_floating_point():
-        return input.shape[0] * torch.Size(shape[1:]).numel()
-    return kept_weight(target, weight, ignored, dtype)
+        return like.new_full((), input.shape[0] * torch.Size(shape[1:]).numel())
+    return kept_weight(target, weight, ignored, like.dtype)
 
 
 def linear_cross_entropy(

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bpkit.core.refusal import refuse
+
 
 def require_well_formed(
     input: Tensor,
@@ -20,7 +22,8 @@ def require_well_formed(
     """Raise, in torch's words, where the arguments do not go together."""
     if _well_formed(input, linear_weight, target, bias, weight, ignored, smoothing):
         return
-    twin = F.linear_cross_entropy(
+    refuse(
+        F.linear_cross_entropy,
         input,
         linear_weight,
         target,
@@ -29,10 +32,6 @@ def require_well_formed(
         reduction=reduction,
         ignore_index=ignored,
         label_smoothing=smoothing,
-    )
-    raise NotImplementedError(
-        f"bpkit's linear_cross_entropy does not take these arguments (torch's gives {twin.shape}); "
-        "leave the module to torch by bpkit.convert(model, exclude=...)"
     )
 
 

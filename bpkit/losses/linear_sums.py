@@ -37,7 +37,6 @@ class LinearSums:
             self.biases = biases if self.biases is None else self.biases + biases
 
     def gradients(self) -> list[Tensor]:
-        """Those that are wanted, in order."""
+        """Those that are wanted, in order; sums over rows are wide."""
         inputs = torch.cat(self.inputs) if self.inputs else None
-        found = [inputs, self.weights, self.biases]
-        return [each.to(self.like.dtype) for each in found if each is not None]
+        return [each for each in (inputs, self.weights, self.biases) if each is not None]

@@ -63,7 +63,8 @@ L1Loss = pointwise(
     prepare=lambda input, target: (_difference(*same_size(input, target)),),
     of=("difference",),
     forward=lambda difference, reduction: reduced(difference.abs(), reduction),
-    gradients={"difference": lambda g, difference: difference.sgn() * g},  # of complex numbers, too
+    # Of complex numbers, too, of which a rule is given the conjugates.
+    gradients={"difference": lambda g, difference: difference.conj().sgn() * g},
     samples=cases(pair),
     saves="difference",
     summary="mean absolute error",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import _reduction
 
@@ -28,7 +29,7 @@ def share(grad_output: Tensor, input: Tensor, reduction: int) -> Tensor:
 
 def refuse_gradient(function: str, argument: str, tensor: Tensor | None) -> None:
     """Raise torch's error for a weight that asks for a gradient which no loss gives it."""
-    if tensor is not None and tensor.requires_grad:
+    if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
             f"The function '{function}' is not differentiable with respect to argument '{argument}'. "
             "This input cannot have requires_grad True."

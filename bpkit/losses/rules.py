@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from bpkit import ops
 from bpkit.core.function import CastPolicy, Function
 from bpkit.core.fuse import formula
+from bpkit.core.holomorphic import conjugates
 from bpkit.core.module import Handwritten
 from bpkit.core.precision import widen
 from bpkit.core.spec import LossSpec, Sample, Samples, nbytes, randn
@@ -183,7 +184,7 @@ def _function(
         ctx.save_for_backward(*saved)
 
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        known = ctx.known | dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        known = ctx.known | dict(zip(ctx.names, conjugates(ctx.saved_tensors), strict=True))
         # A tensor: a number of terms would be compiled into the formula.
         known["g"] = widen(grad_output) / max(1, ctx.share) if ctx.share != 1 else grad_output
         found: list[Tensor | None] = [None] * (len(parameters) + 1)

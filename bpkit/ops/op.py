@@ -15,9 +15,9 @@ what else it reads, and that alone is kept for backward, and only where the argu
     shape               the shape of the argument whose gradient is asked for (free)
 
 `op` does the rest: where an argument was broadcast its gradient is summed back to its shape, and it is
-cast to its dtype. For complex tensors the gradient of a holomorphic function is g times the conjugate of
-its derivative, so a rule is given the conjugates of what it reads, which comes to the same for every
-rule whose own coefficients are real.
+cast to its dtype and device. For complex tensors the gradient of a holomorphic function is g times the
+conjugate of its derivative, so a rule is given the conjugates of what it reads, which comes to the same
+for every rule whose own coefficients are real (`core/holomorphic.py`).
 
 Sources: Griewank & Walther, "Evaluating derivatives", 2008, ch. 3; for the form of the tables, HIPS
 autograd, https://github.com/HIPS/autograd.
@@ -82,16 +82,19 @@ def op(
         ctx.known = {key: known[key] for key in read & known.keys() if not isinstance(known[key], Tensor)}
         ctx.names = tuple(key for key in known if key in read and isinstance(known[key], Tensor))
         ctx.save_for_backward(*(known[key] for key in ctx.names))
-        ctx.likes = {argument: (known[argument].shape, known[argument].dtype) for argument in wanted}
+        ctx.likes = {
+            argument: (known[argument].shape, known[argument].dtype, known[argument].device)
+            for argument in wanted
+        }
 
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         known = ctx.known | dict(zip(ctx.names, ctx.saved_tensors, strict=True))
         known = {key: _conjugate(value) for key, value in known.items()} | {"g": grad_outputs[0]}
         gradients: list[Tensor | None] = [None] * len(parameters)
-        for argument, (shape, dtype) in ctx.likes.items():
+        for argument, (shape, dtype, device) in ctx.likes.items():
             known["shape"] = shape
             gradient = rules[argument](*(known[each] for each in reads[argument]))
-            gradients[places[argument]] = _like(gradient, shape, dtype)
+            gradients[places[argument]] = _like(gradient, shape, dtype, device)
         return tuple(gradients)
 
     body = {
@@ -155,9 +158,9 @@ def _conjugate(value: Any) -> Any:
     return value.conjugate() if isinstance(value, complex) else value
 
 
-def _like(gradient: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def _like(gradient: Tensor, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     if gradient.shape != shape:
         gradient = gradient.sum_to_size(shape)
     if gradient.is_complex() and not dtype.is_complex:
         gradient = gradient.real
-    return gradient.to(dtype)
+    return gradient.to(device, dtype)

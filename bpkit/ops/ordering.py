@@ -18,7 +18,8 @@ from bpkit.ops.reductions import Axes, reduced_axes, spread
 
 
 def _attaining(g: Tensor, input: Tensor, out: Tensor, shape: torch.Size, dim: Axes, keepdim: bool) -> Tensor:
-    attains = input == spread(out, shape, dim, keepdim)
+    extreme = spread(out, shape, dim, keepdim)
+    attains = (input == extreme) | (input.isnan() & extreme.isnan())  # NaN is larger, and smaller, than all
     share = attains / attains.sum(reduced_axes(dim, len(shape)) if shape else (), True)
     return spread(g, shape, dim, keepdim) * share
 

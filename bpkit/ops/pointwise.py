@@ -142,10 +142,10 @@ logaddexp = op(
 
 
 def _xlogy_self(g: Tensor, input: Tensor, other: Any) -> Tensor:
+    """G ln t, and 0 where torch's is: beside a g of 0, and where x and t are."""
     other = torch.as_tensor(other, dtype=g.dtype, device=g.device)
-    return g * torch.where((input == 0) & (other <= 0), 0, other).log().masked_fill(
-        (input == 0) & (other <= 0), 0
-    )
+    nothing = (input == 0) & (other <= 0)
+    return torch.xlogy(g, torch.where(nothing, 1, other))
 
 
 xlogy = op(

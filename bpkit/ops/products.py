@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bpkit.core.function import CastPolicy
+from bpkit.core.refusal import refuse
 from bpkit.ops.op import op
 from bpkit.ops.pointwise import mul
 from bpkit.ops.reductions import sum as _sum
@@ -115,7 +116,7 @@ def baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, beta: Any = 1, alpha:
 def matmul(input: Tensor, other: Tensor) -> Tensor:
     """`torch.matmul`: vectors, matrices, and batches of them that broadcast."""
     if input.dim() == 0 or other.dim() == 0:
-        return torch.matmul(input, other)  # raises, in torch's words
+        refuse(torch.matmul, input, other)
     row, column = input.dim() == 1, other.dim() == 1
     left, right = (input[None] if row else input), (other[:, None] if column else other)
     product = _matmul(left, right, right.dim())
@@ -126,20 +127,22 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
 
 def mv(input: Tensor, vec: Tensor) -> Tensor:
     """`torch.mv`."""
-    return mm(input, vec[:, None]).squeeze(1) if vec.dim() == 1 else torch.mv(input, vec)  # raises
+    if vec.dim() != 1:
+        refuse(torch.mv, input, vec)
+    return mm(input, vec[:, None]).squeeze(1)
 
 
 def dot(input: Tensor, tensor: Tensor) -> Tensor:
     """`torch.dot`."""
     if input.dim() != 1 or tensor.dim() != 1:
-        return torch.dot(input, tensor)  # raises
+        refuse(torch.dot, input, tensor)
     return matmul(input, tensor)
 
 
 def outer(input: Tensor, vec2: Tensor) -> Tensor:
     """`torch.outer`."""
     if input.dim() != 1 or vec2.dim() != 1:
-        return torch.outer(input, vec2)  # raises
+        refuse(torch.outer, input, vec2)
     return mul(input[:, None], vec2[None])
 
 
@@ -195,7 +198,7 @@ def _terms(equation: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
     left, arrow, result = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if len(terms) != len(operands):
-        torch.einsum(equation, *operands)  # raises, in torch's words
+        refuse(torch.einsum, equation, *operands)
     free = iter(each for each in map(chr, range(ord("À"), ord("À") + 60)))
     ranks = [
         operand.dim() - len(term.replace("...", "")) if "..." in term else 0

@@ -139,8 +139,9 @@ def _norm_gradient(
     g: Tensor, x: Tensor, out: Tensor, shape: torch.Size, ord: float, dim: Axes, keepdim: bool
 ) -> Tensor:
     g, out = spread(g, shape, dim, keepdim), spread(out, shape, dim, keepdim)
-    if ord == 2:
-        return (x * (g / out)).masked_fill(out == 0, 0)
+    x = x.conj()  # a norm is not holomorphic: its gradient is along x, and a rule gets the conjugate
+    if ord == 2:  # at most 1 times g: in half precision g by a small norm would be infinite
+        return ((x / out) * g).masked_fill(out == 0, 0)
     if ord == 1:
         return x.sgn() * g
     if ord == 0:
@@ -160,7 +161,6 @@ vector_norm = op(
         x, ord, dim, keepdim, dtype=dtype
     ),
     name="vector_norm",
-    holomorphic=False,
     x=_norm_gradient,
 )
 
@@ -178,7 +178,7 @@ def norm(input: Tensor, p: Any = "fro", dim: Axes = None, keepdim: bool = False,
 
 def _logsumexp(g: Tensor, input: Tensor, out: Tensor, shape: torch.Size, dim: Axes, keepdim: bool) -> Tensor:
     out = spread(out, shape, dim, keepdim)
-    return spread(g, shape, dim, keepdim) * (input - torch.where(out.isinf(), 0, out)).exp()
+    return spread(g, shape, dim, keepdim) * (input - torch.where(out == -torch.inf, 0, out)).exp()
 
 
 logsumexp = op(

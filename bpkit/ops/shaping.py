@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bpkit.core.function import Function
+from bpkit.core.refusal import refuse
 from bpkit.ops.op import op
 
 
@@ -51,14 +52,14 @@ class CatFunction(Function):
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """`torch.cat`."""
     if not _well_formed(tensors):
-        return torch.cat(tensors, dim)  # type: ignore[arg-type]  # raises, in torch's words
+        refuse(torch.cat, tensors, dim)
     return CatFunction.call(dim, *tensors)
 
 
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """`torch.stack`: `cat` of views with a new axis."""
     if not _well_formed(tensors) or any(each.shape != tensors[0].shape for each in tensors):
-        return torch.stack(tensors, dim)  # type: ignore[arg-type]  # raises, in torch's words
+        refuse(torch.stack, tensors, dim)
     return CatFunction.call(dim, *(each.unsqueeze(dim) for each in tensors))
 
 
@@ -144,7 +145,7 @@ def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
         return input.reshape(1)
     start, end = start_dim % input.dim(), end_dim % input.dim()
     if start > end:
-        return torch.flatten(input, start_dim, end_dim)  # raises, in torch's words
+        refuse(torch.flatten, input, start_dim, end_dim)
     shape = input.shape
     return reshape(input, (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]))
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import ContextDecorator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -37,8 +38,8 @@ from bpkit.ops.op import UnboundError
 
 # Functionals that torch has under its own name, or as a method of Tensor, with the same arguments.
 _FUNCTIONALS = (
-    *("celu", "dropout", "log_softmax", "prelu", "relu", "selu"),
-    *("sigmoid", "softmax", "tanh", "threshold", "max_pool1d", "max_pool2d", "max_pool3d"),
+    *("celu", "dropout", "prelu", "relu", "selu"),
+    *("sigmoid", "tanh", "threshold", "max_pool1d", "max_pool2d", "max_pool3d"),
 )
 # Other names of operators, and of those that are spelt in Python.
 _ALIASES: Mapping[str, str] = {
@@ -80,6 +81,12 @@ def _type(self: Tensor, dtype: Any = None, **kwargs: Any) -> Any:
     return ops.to(self, dtype, **kwargs) if isinstance(dtype, torch.dtype) else self.type(dtype, **kwargs)
 
 
+def _softmax(name: str) -> Callable[..., Tensor]:
+    """Torch's own function and method have no `_stacklevel` before the dtype, as the functional has."""
+    functional = getattr(ours, name)
+    return lambda input, dim, dtype=None: functional(input, dim, dtype=dtype)
+
+
 # Methods of Tensor that are an operator with its arguments in another place.
 _METHODS: Mapping[str, Callable[..., Any]] = {
     "__rdiv__": _divided,
@@ -113,6 +120,8 @@ def _replacements() -> Mapping[Any, Callable[..., Any]]:
             found[theirs] = own
     for name in _FUNCTIONALS:
         _everywhere(found, name, getattr(ours, name))
+    for name in ("softmax", "log_softmax"):
+        _everywhere(found, name, _softmax(name))
     for name in dir(ops):
         if not name.startswith("_") and callable(getattr(ops, name)) and name not in ("op", "getitem"):
             _everywhere(found, name, getattr(ops, name))
@@ -154,11 +163,17 @@ def _inplace(own: Callable[..., Any], theirs: Callable[..., Tensor]) -> Callable
     return inplace
 
 
-# Made once, on import: Dynamo looks through a dictionary, not through what would make one. What torch has
-# wrapped in Python (`1 - x`, `2 / x`, `x ** 2`) is one function to Dynamo and another to its guards: by name.
+def _spelt(theirs: Any) -> bool:
+    """Whether a method of Tensor is written in Python."""
+    plain = isinstance(theirs, FunctionType) and getattr(Tensor, theirs.__name__, None) is theirs
+    return plain or hasattr(theirs, "__wrapped__")
+
+
+# Made once, on import: Dynamo looks through a dictionary, not through what would make one. What torch has in
+# Python (`1 - x`, `x ** 2`, `x.norm()`) is one function to Dynamo and another to its guards: by name.
 _FOUND = _replacements()
-SPELT = {theirs.__name__: own for theirs, own in _FOUND.items() if hasattr(theirs, "__wrapped__")}
-REPLACEMENTS = {theirs: own for theirs, own in _FOUND.items() if not hasattr(theirs, "__wrapped__")}
+SPELT = {theirs.__name__: own for theirs, own in _FOUND.items() if _spelt(theirs)}
+REPLACEMENTS = {theirs: own for theirs, own in _FOUND.items() if not _spelt(theirs)}
 
 
 class handwritten(TorchFunctionMode, ContextDecorator):  # noqa: N801 - `with handwritten():`, a decorator
@@ -198,7 +213,7 @@ def _inside_another() -> bool:
 def _sparse(args: tuple[Any, ...]) -> bool:
     """Whether a tensor is sparse or nested, which no rule is written for; Dynamo lets nobody ask."""
     return not torch.compiler.is_compiling() and any(
-        isinstance(each, Tensor) and each.layout is not torch.strided for each in args
+        isinstance(each, Tensor) and (each.layout is not torch.strided or each.is_nested) for each in args
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing
 from torch import nn
+from torch.nn import functional as F
 
 import bpkit
 import bpkit.nn
@@ -97,3 +98,13 @@ def test_cross_map_normalisation_has_torchs_values_and_their_gradient(size: int,
     torch.testing.assert_close(ours(x), nn.CrossMapLRN2d(*settings)(x))
     assert torch.autograd.gradcheck(ours, (x,))
     assert torch.autograd.gradgradcheck(ours, (x,))
+
+
+def test_a_weight_of_another_shape_is_refused_and_not_detached() -> None:
+    """Torch takes it for its number of elements alone; inside the mode it is torch's own that runs."""
+    x, weight = torch.randn(4, 3, requires_grad=True), torch.rand(1, 3)
+    given = (x, torch.zeros(3), torch.ones(3), weight)
+    with pytest.raises(NotImplementedError, match="leave the module to torch"):
+        bpkit.nn.functional.batch_norm(*given, training=True)
+    with bpkit.handwritten():
+        assert F.batch_norm(*given, training=True).requires_grad

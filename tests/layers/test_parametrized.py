@@ -120,3 +120,19 @@ def test_spectral_norm_is_its_derivative(dim: int) -> None:
     both = (lambda weight: SpectralNormFunction.call(weight, left, right, dim)), (weight,)
     assert torch.autograd.gradcheck(*both)
     assert torch.autograd.gradgradcheck(*both)
+
+
+def test_a_weight_norm_in_half_precision_is_squared_in_single() -> None:
+    """A norm of 256 is enough for its square to be beyond float16."""
+    torch.manual_seed(0)
+    layer = parametrizations.weight_norm(nn.Linear(4096, 2, bias=False))
+    with torch.no_grad():
+        layer.parametrizations.weight.original1.mul_(800)
+    layer.half()
+    found = []
+    for module in (bpkit.convert(copy.deepcopy(layer)), layer):
+        output = module(torch.ones(1, 4096, dtype=torch.float16) / 4096)
+        found.append(torch.autograd.grad(output.sum(), list(module.parameters())))
+    for ours, theirs in zip(*found, strict=True):
+        assert theirs.any()
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-5)

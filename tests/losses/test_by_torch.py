@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import bpkit.nn.functional as ours_functional
 from bpkit.losses import linear_cross_entropy, margin
+from bpkit.verification.compare import relative_error
 
 BOTH = (ours_functional, F)
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -143,3 +144,29 @@ def test_blocks_keep_less_than_the_logits() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         ours_functional.linear_cross_entropy(rows, weight, torch.arange(256))
     assert sum(kept.values()) < rows.shape[0] * weight.shape[0] * 4 / 10
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0, 65536.0])
+def test_a_large_vocabulary_in_half_precision_takes_a_scaled_loss(scale: float) -> None:
+    """Divided by m a gradient is below the least float16, and the δ of a GradScaler above the largest."""
+    rows, features, classes = 2048, 8, 4096
+    given = normal(rows, features), normal(classes, features, seed=1)
+    target = torch.arange(rows) % classes
+
+    def gradients(dtype: torch.dtype, scale: float) -> tuple[Tensor, ...]:
+        leaves = [each.to(dtype).requires_grad_() for each in given]
+        with torch.autocast("cpu", torch.float16, enabled=dtype is not torch.float64):
+            loss = ours_functional.linear_cross_entropy(leaves[0], leaves[1], target)
+        return tuple(each.double() / scale for each in torch.autograd.grad(loss * scale, leaves))
+
+    for ours, true in zip(gradients(torch.float32, scale), gradients(torch.float64, 1), strict=True):
+        assert relative_error(ours, true) < 2e-3  # float16 has three digits
+
+
+def test_a_weight_that_wants_a_gradient_is_refused_where_one_is_recorded_alone() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    logits, target = normal(4, 3).float(), torch.tensor([0, 2, 1, 1])
+    with torch.no_grad():
+        ours_functional.cross_entropy(logits, target, weight)
+    with pytest.raises(RuntimeError, match="not differentiable with respect to argument 'weight'"):
+        ours_functional.cross_entropy(logits, target, weight)
