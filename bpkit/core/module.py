@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,10 @@ class Handwritten:
     fused: bool = False
     rule: Any = None
     forward: Callable[..., Any]
+
+    def natives(self) -> Iterable[tuple[str, str]]:
+        """What this module was given that runs as torch's all the same: the attribute, and why."""
+        return ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -161,7 +161,7 @@ class MultiheadAttention(Handwritten, nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        if not recorded(self, query, key, value):
+        if not recorded(self, query, key, value, key_padding_mask, attn_mask):
             return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )

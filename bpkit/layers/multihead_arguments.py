@@ -10,10 +10,13 @@ from bpkit import ops
 from bpkit.layers.linear import linear
 
 
-def recorded(module: nn.Module, *inputs: Tensor) -> bool:
-    """Whether autograd is to know of a call; where not, torch's own forward runs, with its fast path."""
-    return torch.is_grad_enabled() and (
-        any(each.requires_grad for each in inputs) or any(each.requires_grad for each in module.parameters())
+def recorded(module: nn.Module, *inputs: Tensor | None) -> bool:
+    """Whether autograd is to know of a call; where not, torch's own forward runs, with its fast path.
+
+    Of all that it is given: a mask may be learned where nothing else is.
+    """
+    return torch.is_grad_enabled() and any(
+        each is not None and each.requires_grad for each in (*inputs, *module.parameters())
     )
 
 

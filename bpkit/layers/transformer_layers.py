@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -29,31 +30,38 @@ from torch.nn import functional as F
 from bpkit import ops
 from bpkit.core.module import Handwritten, adopt
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
-from bpkit.layers import activations, multihead, rectifiers
+from bpkit.layers import activations, gates, multihead, rectifiers
 from bpkit.layers.dropout import Dropout
 from bpkit.layers.layernorm import LayerNorm
 from bpkit.layers.linear import Linear
 from bpkit.layers.multihead import MultiheadAttention, attention_bytes
 from bpkit.layers.multihead_arguments import recorded, require_dense
 
+# By torch's function, bpkit's: of all that may be given as an activation.
+_TWINS: dict[Any, Callable[[Tensor], Tensor]] = {
+    theirs: getattr(page, name)
+    for home in (torch, F)
+    for name, theirs in vars(home).items()
+    for page in (rectifiers, activations, gates)
+    if callable(theirs) and isinstance(getattr(page, name, None), FunctionType)
+}
 
-def _handwritten(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Bpkit's function in the place of torch's; anything else as it is."""
-    name = getattr(activation, "__name__", "")
-    if activation is getattr(F, name, None) or activation is getattr(torch, name, None):
-        for page in (rectifiers, activations):
-            if hasattr(page, name):
-                return getattr(page, name)
-    return activation
+
+def _natives(self: Any) -> Iterable[tuple[str, str]]:
+    """See `Handwritten`."""
+    if not isinstance(self.activation, nn.Module) and self.activation not in _TWINS:
+        yield "activation", "a function that has no hand-written twin; it runs as written"
 
 
 def _feed_forward(layer: Any, x: Tensor, last: nn.Module) -> Tensor:
-    hidden = _handwritten(layer.activation)(layer.linear1(x))
+    hidden = _TWINS.get(layer.activation, layer.activation)(layer.linear1(x))
     return last(layer.linear2(layer.dropout(hidden)))
 
 
 class TransformerEncoderLayer(Handwritten, nn.TransformerEncoderLayer):
     """`torch.nn.TransformerEncoderLayer` with hand-written backwards."""
+
+    natives = _natives
 
     @functools.wraps(nn.TransformerEncoderLayer.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -67,7 +75,7 @@ class TransformerEncoderLayer(Handwritten, nn.TransformerEncoderLayer):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        if not recorded(self, src):
+        if not recorded(self, src, src_mask, src_key_padding_mask):
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         require_dense(self, src)
         masks = src_mask, src_key_padding_mask, is_causal
@@ -81,6 +89,8 @@ class TransformerEncoderLayer(Handwritten, nn.TransformerEncoderLayer):
 
 class TransformerDecoderLayer(Handwritten, nn.TransformerDecoderLayer):
     """`torch.nn.TransformerDecoderLayer` with hand-written backwards."""
+
+    natives = _natives
 
     @functools.wraps(nn.TransformerDecoderLayer.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -173,7 +183,7 @@ def layer_bytes(layer: Any, x: Tensor, memory: Tensor | None = None) -> int:
         kept += attention_bytes(layer.multihead_attn, x, memory, weights=False)
     # Each norm: its input, its output, two numbers a row. Of the sums none, of dropout a byte an element.
     kept += blocks * rows * (2 * width * size + 2 * max(4, size) + width * dropping)
-    relu = _handwritten(layer.activation) is rectifiers.relu
+    relu = _TWINS.get(layer.activation) is rectifiers.relu
     hidden = layer.linear1.out_features
     return kept + rows * hidden * ((1 if relu else 2) * size + dropping * (size + 1))
 

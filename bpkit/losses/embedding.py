@@ -24,7 +24,12 @@ from bpkit.core.function import Function
 from bpkit.core.module import Handwritten, adopt
 from bpkit.core.precision import widen
 from bpkit.core.spec import LossSpec, Sample, nbytes, randn
-from bpkit.layers.distance import PairwiseDistance, pairwise_distance
+from bpkit.layers.distance import (
+    CosineSimilarity,
+    PairwiseDistance,
+    cosine_similarity,
+    pairwise_distance,
+)
 from bpkit.losses.reduction import MEAN, NONE, code
 
 EPSILON = 1e-12
@@ -153,16 +158,24 @@ def triplet_margin_with_distance_loss(
         raise ValueError(f"margin must be greater than 0, got {margin}")
     _same_rank(anchor, positive, negative)
     reduced = code(reduction, None, None)
-    return _triplet(anchor, positive, negative, _handwritten(distance_function), margin, swap, reduced)
+    distance: Any = _twin(distance_function) or distance_function
+    return _triplet(anchor, positive, negative, distance, margin, swap, reduced)
 
 
-def _handwritten(distance: Callable[[Tensor, Tensor], Tensor] | None) -> Callable[[Tensor, Tensor], Tensor]:
-    """The twin of torch's own distance; anybody else's is taken as it is."""
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+def _twin(distance: Distance | None) -> Distance | None:
+    """Bpkit's own in the place of torch's; None for anybody else's."""
     if distance is None or distance is torch.pairwise_distance:
         return pairwise_distance
+    if distance is torch.cosine_similarity:
+        return cosine_similarity
     if type(distance) is nn.PairwiseDistance:
         return PairwiseDistance(distance.norm, distance.eps, distance.keepdim)
-    return distance
+    if type(distance) is nn.CosineSimilarity:
+        return CosineSimilarity(distance.dim, distance.eps)
+    return distance if isinstance(distance, Handwritten) else None
 
 
 def _same_rank(anchor: Tensor, positive: Tensor, negative: Tensor) -> None:
@@ -220,7 +233,12 @@ class TripletMarginWithDistanceLoss(Handwritten, nn.TripletMarginWithDistanceLos
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        adopt(self, {nn.PairwiseDistance: PairwiseDistance})
+        adopt(self, {nn.PairwiseDistance: PairwiseDistance, nn.CosineSimilarity: CosineSimilarity})
+
+    def natives(self) -> Iterable[tuple[str, str]]:
+        """See `Handwritten`."""
+        if not isinstance(self.distance_function, nn.Module) and _twin(self.distance_function) is None:
+            yield "distance_function", "a function that has no hand-written twin; it runs as written"
 
     def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         return triplet_margin_with_distance_loss(

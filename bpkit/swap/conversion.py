@@ -21,6 +21,8 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from bpkit.core.errors import BpkitError
 from bpkit.core.module import Handwritten
@@ -124,7 +126,7 @@ def revert(model: Model) -> Model:
     for each in registry().rules:
         back.update({module: reference for reference, module in each.modules.items()})
     for module in model.modules():
-        swapped = _swapped(module, back)
+        swapped = _swapped_class(module, back)  # also of an instance with a forward of its own by now
         if swapped is not None:
             module.__class__ = swapped
             module.__dict__.pop("fused", None)
@@ -135,11 +137,20 @@ def revert(model: Model) -> Model:
 def converted(model: nn.Module) -> ConvertReport:
     """What of `model` runs hand-written backwards, read from the classes its modules have now."""
     classes = twins()
+    ours = _ours()
     report = ConvertReport()
     for path, module in model.named_modules():
-        cls = type(module)
-        if _own_method(module) is None and isinstance(module, Handwritten):
-            report.converted[path] = cls.__name__
+        within = f"{path}." if path else ""
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, (WeightNorm, SpectralNorm)):
+                report.left[within + hook.name] = (
+                    f"{type(hook).__name__}: torch's old hook computes it; the one of "
+                    "torch.nn.utils.parametrizations would be converted"
+                )
+        own = _own_method(module) is not None or not _forward_is_ours(module, ours)
+        if not own and isinstance(module, Handwritten):
+            report.converted[path] = type(module).__name__
+            report.left.update({within + attribute: reason for attribute, reason in module.natives()})
         elif _computes(module):
             report.left[path] = _reason(module, classes)
     return report
@@ -177,18 +188,41 @@ def _require_made(spec: RuleSpec, names: Mapping[str, nn.Module]) -> None:
                 )
 
 
+def _ours() -> set[type[nn.Module]]:
+    """Every registered hand-written class, those of rules among them."""
+    registered = [spec.module for spec in (*registry().layers, *registry().losses)]
+    ruled = [module for spec in registry().rules for module in spec.modules.values()]
+    return {*registered, *ruled, *PARAMETRIZATIONS.values()}
+
+
+def _forward_is_ours(module: nn.Module, ours: set[type[nn.Module]]) -> bool:
+    """Whether `forward` is that of the hand-written class, and not of a subclass that a user made of it."""
+    base = next((base for base in type(module).__mro__ if base in ours), None)
+    return base is None or type(module).forward is base.forward
+
+
 def _swapped(module: nn.Module, classes: Classes) -> type[nn.Module] | None:
     """The class `module` should have, or None to leave it."""
+    return None if _own_method(module) is not None else _swapped_class(module, classes)
+
+
+def _swapped_class(module: nn.Module, classes: Classes) -> type[nn.Module] | None:
     cls = type(module)
-    if _own_method(module) is not None:
-        return None
     if cls in classes:
         return classes[cls]
-    if _made_at_run_time(module) and any(base in classes for base in cls.__bases__):
-        bases = tuple(classes.get(base, base) for base in cls.__bases__)
-        body = {key: value for key, value in cls.__dict__.items() if key not in ("__dict__", "__weakref__")}
-        return type(cls.__name__, bases, body)
-    return None
+    return _remade(cls, classes) if _made_at_run_time(module) else None
+
+
+def _remade(cls: type[nn.Module], classes: Classes) -> type[nn.Module] | None:
+    """A class like `cls`, which torch made at run time, over other bases (FSDP: one over a parametrised)."""
+    bases = []
+    for base in cls.__bases__:
+        by_torch = base.__name__ in {f"Parametrized{each.__name__}" for each in base.__bases__}
+        bases.append(classes.get(base) or (_remade(base, classes) if by_torch else None) or base)
+    if tuple(bases) == cls.__bases__:
+        return None
+    body = {key: value for key, value in cls.__dict__.items() if key not in ("__dict__", "__weakref__")}
+    return type(cls.__name__, tuple(bases), body)
 
 
 def _own_method(module: nn.Module) -> str | None:
@@ -228,8 +262,8 @@ def _reason(module: nn.Module, classes: Classes) -> str:
     base: type[nn.Module] | None = next((base for base in cls.__mro__ if base in classes), None)
     if base is None:
         return f"{name}: a module of your own, which runs as written"
-    changed = "with a forward of its own" if cls.forward is not base.forward else "a subclass"
-    return f"{name}: {changed} of torch.nn.{base.__name__}; only exact torch classes are swapped"
+    own = " with a forward of its own" if cls.forward is not base.forward else ""
+    return f"{name}: a subclass of torch.nn.{base.__name__}{own}; only exact torch classes are swapped"
 
 
 def _selected(model: nn.Module, selectors: Selector | Iterable[Selector], argument: str) -> set[nn.Module]:

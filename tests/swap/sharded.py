@@ -8,6 +8,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed import destroy_process_group, init_process_group
+from torch.nn.utils.parametrizations import weight_norm
 
 WORLD = 2
 
@@ -33,7 +34,7 @@ def _model() -> nn.Sequential:
         nn.LayerNorm(8),
         nn.GELU(),
         nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True)),
-        nn.Linear(8, 2),
+        weight_norm(nn.Linear(8, 2)),
     ).double()
 
 
@@ -57,6 +58,7 @@ def _check(order: str) -> None:
     if order == "before":
         bpkit.convert(model)
     fully_shard(model[3])
+    fully_shard(model[4])  # a class that FSDP makes over one that the parametrisation made
     fully_shard(model)
     if order == "after":
         assert bpkit.convert(model) is model

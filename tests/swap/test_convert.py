@@ -139,7 +139,7 @@ def test_what_is_left_is_listed_with_the_reason():
     report = bpkit.converted(model)
     assert list(report.converted) == ["5"]
     reasons = list(report.left.values())
-    assert "forward of its own of torch.nn.Linear" in reasons[0]
+    assert "a subclass of torch.nn.Linear with a forward of its own" in reasons[0]
     assert "subclass of torch.nn.Linear" in reasons[1]
     assert "runs as written" in reasons[2]
     assert "this instance has a forward of its own" in reasons[3]
