@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable
 
 
+MOST = 24  # names that one line still shows
+
+
 class BpkitError(Exception):
     """A mistake that the user can mend. The command line prints its text alone and exits with 2."""
 
@@ -29,5 +32,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     """`unknown loss 'mes': did you mean 'mse'?`, or the names there are when nothing is close."""
     names = sorted(known)
     close = nearest(name, names)
-    hint = f"did you mean {close!r}?" if close else f"there are: {', '.join(names) or 'none'}"
+    shown = ", ".join(names[:MOST]) or "none"
+    more = f" and {len(names) - MOST} more; `bpkit plugins` lists them" if len(names) > MOST else ""
+    hint = f"did you mean {close!r}?" if close else f"there are: {shown}{more}"
     return UnknownNameError(f"unknown {kind} {name!r}: {hint}")

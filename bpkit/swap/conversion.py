@@ -89,8 +89,7 @@ def convert(
             module that a rule is for and that has not been called yet.
     """
     spec = None if rule is None else registry().rules[rule]
-    if not isinstance(model, nn.Module):
-        raise BpkitError(f"convert: model must be a torch.nn.Module, not {type(model).__name__}")
+    _require_module("convert", model)
     classes = twins() if spec is None else _under(spec)
     names = dict(model.named_modules())
     if spec is not None:
@@ -122,6 +121,7 @@ def convert(
 
 def revert(model: Model) -> Model:
     """Give every hand-written module in `model` its torch class back, in place; the same object."""
+    _require_module("revert", model)
     back = {module: reference for reference, module in twins().items()}
     for each in registry().rules:
         back.update({module: reference for reference, module in each.modules.items()})
@@ -136,6 +136,7 @@ def revert(model: Model) -> Model:
 
 def converted(model: nn.Module) -> ConvertReport:
     """What of `model` runs hand-written backwards, read from the classes its modules have now."""
+    _require_module("converted", model)
     classes = twins()
     ours = _ours()
     report = ConvertReport()
@@ -154,6 +155,11 @@ def converted(model: nn.Module) -> ConvertReport:
         elif _computes(module):
             report.left[path] = _reason(module, classes)
     return report
+
+
+def _require_module(called: str, model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise BpkitError(f"{called}: model must be a torch.nn.Module, not {type(model).__name__}")
 
 
 def twins() -> dict[type[nn.Module], type[nn.Module]]:
