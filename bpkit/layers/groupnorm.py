@@ -74,7 +74,11 @@ def group_norm(
         ValueError: one value a group, likewise.
     """
     if not _well_formed(input, num_groups, weight, bias):
-        refuse(nn.functional.group_norm, input, num_groups, weight, bias, eps)
+        given = (input, num_groups, weight, bias, eps)
+        if input.numel():
+            refuse(nn.functional.group_norm, *given)
+        with torch.no_grad():  # for what it raises
+            nn.functional.group_norm(*given)
     return GroupNormFunction.call(input, weight, bias, num_groups, eps)[0]
 
 
