@@ -155,6 +155,7 @@ def test_gradgradcheck(info: OpInfo, request: pytest.FixtureRequest) -> None:
 
 @every_operator
 def test_func_grad_and_vmap(info: OpInfo) -> None:
+    compared = 0
     for label, sample in samples(info, FEW):
         function, values = _plain(info, sample)
         outputs = function(*values) if values else ()
@@ -168,6 +169,9 @@ def test_func_grad_and_vmap(info: OpInfo) -> None:
             except Exception:  # torch's own cannot
                 continue
             _same(label, run(True, *values), expected, largest)
+            compared += 1
+    if not compared:
+        pytest.skip("torch's own takes torch.func on none of its samples")
 
 
 def _differentiable(grads: list[Tensor]) -> list[Tensor]:
