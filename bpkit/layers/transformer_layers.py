@@ -19,7 +19,7 @@ normalization in the Transformer architecture", https://arxiv.org/abs/2002.04745
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -47,14 +47,20 @@ _TWINS: dict[Any, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _handwritten(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Bpkit's function in the place of torch's; anything else as it is."""
+    return _TWINS.get(activation, activation) if isinstance(activation, Hashable) else activation
+
+
 def _natives(self: Any) -> Iterable[tuple[str, str]]:
     """See `Handwritten`."""
-    if not isinstance(self.activation, nn.Module) and self.activation not in _TWINS:
+    ours = str(getattr(_handwritten(self.activation), "__module__", "")).startswith("bpkit.")
+    if not ours and not isinstance(self.activation, nn.Module):
         yield "activation", "a function that has no hand-written twin; it runs as written"
 
 
 def _feed_forward(layer: Any, x: Tensor, last: nn.Module) -> Tensor:
-    hidden = _TWINS.get(layer.activation, layer.activation)(layer.linear1(x))
+    hidden = _handwritten(layer.activation)(layer.linear1(x))
     return last(layer.linear2(layer.dropout(hidden)))
 
 
@@ -183,7 +189,7 @@ def layer_bytes(layer: Any, x: Tensor, memory: Tensor | None = None) -> int:
         kept += attention_bytes(layer.multihead_attn, x, memory, weights=False)
     # Each norm: its input, its output, two numbers a row. Of the sums none, of dropout a byte an element.
     kept += blocks * rows * (2 * width * size + 2 * max(4, size) + width * dropping)
-    relu = _TWINS.get(layer.activation) is rectifiers.relu
+    relu = _handwritten(layer.activation) is rectifiers.relu
     hidden = layer.linear1.out_features
     return kept + rows * hidden * ((1 if relu else 2) * size + dropping * (size + 1))
 

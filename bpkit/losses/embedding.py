@@ -175,7 +175,8 @@ def _twin(distance: Distance | None) -> Distance | None:
         return PairwiseDistance(distance.norm, distance.eps, distance.keepdim)
     if type(distance) is nn.CosineSimilarity:
         return CosineSimilarity(distance.dim, distance.eps)
-    return distance if isinstance(distance, Handwritten) else None
+    ours = isinstance(distance, Handwritten) or str(getattr(distance, "__module__", "")).startswith("bpkit.")
+    return distance if ours else None
 
 
 def _same_rank(anchor: Tensor, positive: Tensor, negative: Tensor) -> None:

@@ -21,8 +21,6 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from bpkit.core.errors import BpkitError
 from bpkit.core.module import Handwritten
@@ -143,17 +141,15 @@ def converted(model: nn.Module) -> ConvertReport:
     for path, module in model.named_modules():
         within = f"{path}." if path else ""
         for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, (WeightNorm, SpectralNorm)):
-                report.left[within + hook.name] = (
-                    f"{type(hook).__name__}: torch's old hook computes it; the one of "
-                    "torch.nn.utils.parametrizations would be converted"
-                )
+            if type(hook).__module__.startswith("torch.nn.utils."):  # weight_norm, spectral_norm, prune
+                name = str(getattr(hook, "name", getattr(hook, "_tensor_name", "weight")))
+                report.left[within + name] = f"{type(hook).__name__}: one of torch's hooks computes it"
         own = _own_method(module) is not None or not _forward_is_ours(module, ours)
         if not own and isinstance(module, Handwritten):
             report.converted[path] = type(module).__name__
             report.left.update({within + attribute: reason for attribute, reason in module.natives()})
-        elif _computes(module):
-            report.left[path] = _reason(module, classes)
+        elif _computes(module) or not classes.keys().isdisjoint(type(module).__mro__):
+            report.left[path] = _reason(module, classes, ours)
     return report
 
 
@@ -255,14 +251,17 @@ def _computes(module: nn.Module) -> bool:
     return leaf or own_state
 
 
-def _reason(module: nn.Module, classes: Classes) -> str:
+def _reason(module: nn.Module, classes: Classes, ours: set[type[nn.Module]]) -> str:
     cls = type(module)
     name = cls.__qualname__
     own = _own_method(module)
     if own is not None:
         return f"{name}: this instance has a {own} of its own"
-    if cls in classes:
+    if _swapped_class(module, classes) is not None:
         return f"{name}: has a hand-written twin; convert it"
+    own_base = next((base for base in cls.__mro__ if base in ours), None)
+    if own_base is not None:
+        return f"{name}: a subclass of {own_base.__name__} with a forward of its own, which runs as written"
     if cls.__module__.startswith("torch.nn."):
         return f"{name}: no hand-written twin is registered"
     base: type[nn.Module] | None = next((base for base in cls.__mro__ if base in classes), None)

@@ -65,7 +65,7 @@ def traced(request: pytest.FixtureRequest) -> int | None:
 def _most(request: pytest.FixtureRequest, number: int) -> int | None:
     if request.config.getoption("--every-sample"):
         return None
-    # Of layers of layers, each proven by itself, one sample takes what forty of another entry take.
+    # Of layers of layers, each proven by itself, one sample takes what dozens of another entry take.
     stacks = "Transformer" in request.getfixturevalue("entry").name
     return max(1, number // 4) if stacks else number
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import spectral_norm, weight_norm
+from torch.nn.utils.prune import l1_unstructured
 
 import bpkit
 import bpkit.nn
@@ -51,12 +52,12 @@ def test_functions_of_the_users_are_listed() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
-@pytest.mark.parametrize("hook", [weight_norm, spectral_norm])
+@pytest.mark.parametrize("hook", [weight_norm, spectral_norm, lambda m: l1_unstructured(m, "weight", 0.5)])
 def test_an_old_hook_is_listed(hook: object) -> None:
     model = bpkit.convert(nn.Sequential(hook(nn.Linear(3, 3)), nn.Linear(3, 2)))
     report = bpkit.converted(model)
     assert list(report.left) == ["0.weight"]
-    assert "torch's old hook" in report.left["0.weight"]
+    assert "one of torch's hooks" in report.left["0.weight"]
 
 
 class Doubled(bpkit.nn.Linear):
@@ -68,7 +69,9 @@ def test_a_subclass_of_ours_with_a_forward_of_its_own_is_the_users() -> None:
     model = nn.Sequential(Doubled(3, 3), bpkit.nn.Linear(3, 2))
     report = bpkit.converted(model)
     assert list(report.converted) == ["1"]
-    assert report.left["0"].startswith("Doubled: a subclass of")
+    assert (
+        report.left["0"] == "Doubled: a subclass of Linear with a forward of its own, which runs as written"
+    )
     assert type(bpkit.revert(model)[0]) is Doubled
 
 
@@ -80,3 +83,29 @@ def test_revert_reaches_an_instance_that_got_its_forward_after_convert() -> None
     assert type(model[0]) is nn.Linear
     assert not isinstance(model[0], Handwritten)
     assert "forward" in model[0].__dict__
+
+
+class Bare(nn.TransformerEncoderLayer):
+    def forward(self, src: Tensor) -> Tensor:
+        return src + self.linear2(self.linear1(src))
+
+
+def test_a_composite_of_the_users_is_listed() -> None:
+    left = bpkit.converted(bpkit.convert(nn.Sequential(Bare(4, 2, 8)))).left
+    assert left["0"].startswith(
+        "Bare: a subclass of torch.nn.TransformerEncoderLayer with a forward of its own"
+    )
+
+
+class Unhashable:
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.relu()
+
+
+@pytest.mark.parametrize("given", [Unhashable(), bpkit.nn.functional.gelu])
+def test_any_callable_is_an_activation(given: object) -> None:
+    layer = bpkit.convert(nn.TransformerEncoderLayer(4, 2, 8, activation=given))
+    layer(torch.randn(3, 2, 4)).sum().backward()
+    assert bool(bpkit.converted(layer).left) is isinstance(given, Unhashable)
