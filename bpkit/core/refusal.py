@@ -27,3 +27,11 @@ def refuse(twin: Callable[..., Any], *args: Any, **kwargs: Any) -> NoReturn:
         twin(*args, **kwargs)
     name = getattr(twin, "__name__", str(twin))
     raise NotImplementedError(f"bpkit's {name} does not take these arguments, which torch's does; {REMEDY}")
+
+
+def refuse_unless_empty(twin: Callable[..., Any], input: torch.Tensor, *args: Any) -> None:
+    """`refuse`, but for an `input` without elements, where torch decides whether there is an error."""
+    if input.numel():
+        refuse(twin, input, *args)
+    with torch.no_grad():
+        twin(input, *args)

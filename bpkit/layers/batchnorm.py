@@ -25,7 +25,7 @@ from torch._C import _are_functorch_transforms_active
 
 from bpkit import ops
 from bpkit.core.module import Handwritten
-from bpkit.core.refusal import refuse
+from bpkit.core.refusal import refuse_unless_empty
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
 from bpkit.layers.lazy import lazy_spec
 from bpkit.layers.normalization import Normalization, in_blocks, keep
@@ -108,11 +108,8 @@ def batch_norm(
         RuntimeError: shapes that do not go together, in torch's words.
     """
     if not _well_formed(input, running_mean, running_var, weight, bias, training, eps):
-        given = (input, running_mean, running_var, weight, bias, training, momentum, eps)
-        if input.numel():
-            refuse(nn.functional.batch_norm, *given)
-        with torch.no_grad():  # for what it raises
-            nn.functional.batch_norm(*given)
+        given = (running_mean, running_var, weight, bias, training, momentum, eps)
+        refuse_unless_empty(nn.functional.batch_norm, input, *given)
         return of_nothing(input, weight, bias)
     output, _, _, mean, variance = BatchNormFunction.call(
         input, weight, bias, running_mean, running_var, training, eps

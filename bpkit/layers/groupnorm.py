@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bpkit.core.layout import channels_last, laid_out
 from bpkit.core.module import Handwritten
-from bpkit.core.refusal import refuse
+from bpkit.core.refusal import refuse_unless_empty
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
 from bpkit.layers.normalization import Normalization, keep
 
@@ -74,11 +74,7 @@ def group_norm(
         ValueError: one value a group, likewise.
     """
     if not _well_formed(input, num_groups, weight, bias):
-        given = (input, num_groups, weight, bias, eps)
-        if input.numel():
-            refuse(nn.functional.group_norm, *given)
-        with torch.no_grad():  # for what it raises
-            nn.functional.group_norm(*given)
+        refuse_unless_empty(nn.functional.group_norm, input, num_groups, weight, bias, eps)
     return GroupNormFunction.call(input, weight, bias, num_groups, eps)[0]
 
 

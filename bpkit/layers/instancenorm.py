@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bpkit.core.module import Handwritten
-from bpkit.core.refusal import refuse
+from bpkit.core.refusal import refuse_unless_empty
 from bpkit.core.spec import LayerSpec, Sample, nbytes, randn
 from bpkit.layers.batchnorm import batch_norm, of_nothing
 from bpkit.layers.groupnorm import GroupNormFunction
@@ -58,11 +58,8 @@ def instance_norm(
         RuntimeError: shapes that do not go together, likewise.
     """
     if not _well_formed(input, running_mean, running_var, weight, bias, use_input_stats, eps):
-        given = (input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-        if input.numel():
-            refuse(nn.functional.instance_norm, *given)
-        with torch.no_grad():  # for what it raises
-            nn.functional.instance_norm(*given)
+        given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+        refuse_unless_empty(nn.functional.instance_norm, input, *given)
         return of_nothing(input, weight, bias)
     if not use_input_stats:
         return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)

@@ -267,8 +267,8 @@ def _reason(module: nn.Module, classes: Classes, ours: set[type[nn.Module]]) -> 
     base: type[nn.Module] | None = next((base for base in cls.__mro__ if base in classes), None)
     if base is None:
         return f"{name}: a module of your own, which runs as written"
-    own = " with a forward of its own" if cls.forward is not base.forward else ""
-    return f"{name}: a subclass of torch.nn.{base.__name__}{own}; only exact torch classes are swapped"
+    changed = " with a forward of its own" if cls.forward is not base.forward else ""
+    return f"{name}: a subclass of torch.nn.{base.__name__}{changed}; only exact torch classes are swapped"
 
 
 def _selected(model: nn.Module, selectors: Selector | Iterable[Selector], argument: str) -> set[nn.Module]:
