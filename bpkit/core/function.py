@@ -117,16 +117,19 @@ def _caller(cls: type[Function]) -> Callable[..., Any]:
             if autocasts(device):
                 args = _cast(args, policies.get(device), device)
                 with torch.autocast(device, enabled=False):
-                    return cls.apply(*args)
-        if _are_functorch_transforms_active():
-            return cls.apply(*args)
-        if torch.compiler.is_compiling():
-            # Dynamo cannot trace a Function whose inputs want no gradient.
-            wanted = any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
-            return cls.apply(*args) if wanted else forward(*args)
+                    return forward(*args) if _traced_as_constant(args) else cls.apply(*args)
+        if torch.compiler.is_compiling() or _are_functorch_transforms_active():
+            return forward(*args) if _traced_as_constant(args) else cls.apply(*args)
         return run(*unwrap_dead_wrappers(args))  # without a second look at what was seen above
 
     return own_code(call)
+
+
+def _traced_as_constant(args: tuple[Any, ...]) -> bool:
+    """Whether a graph is traced in which these want no gradient: Dynamo cannot trace a Function of such."""
+    if not torch.compiler.is_compiling() or _are_functorch_transforms_active():
+        return False
+    return not any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
 
 
 @functools.cache

@@ -85,6 +85,14 @@ def test_the_mode_compiled(name: str) -> None:
     torch.testing.assert_close(ours, gradient(IN_THE_MODE[name](x * 1), x))
 
 
+def test_constants_under_autocast_are_constants_too() -> None:
+    torch._dynamo.reset()
+    x = torch.randn(3, 4, requires_grad=True)
+    with bpkit.handwritten(), torch.autocast("cpu", torch.bfloat16):
+        ours = torch.compile(IN_THE_MODE["cat of constants"], backend="aot_eager")(x)
+    torch.testing.assert_close(ours, IN_THE_MODE["cat of constants"](x))
+
+
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
 def test_a_packed_sequence_breaks_the_graph_and_no_more(name: str) -> None:
     torch._dynamo.reset()
