@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # the names below, for a type checker: a plugin's author is t
         RuleSpec as RuleSpec,
         Sample as Sample,
     )
-    from bpkit.diagnostics.finding import Finding as Finding
+    from bpkit.core.finding import Finding as Finding
     from bpkit.diagnostics.watch import watch as watch
     from bpkit.plugins.hookspecs import hookimpl as hookimpl
     from bpkit.swap import (

@@ -1,7 +1,7 @@
 """What is wrong with the gradients of a run: `watch`, and the diagnostics that it reads samples with."""
 
+from bpkit.core.finding import Finding
 from bpkit.diagnostics.diagnostic import Diagnostic
-from bpkit.diagnostics.finding import Finding
 from bpkit.diagnostics.picture import gradient_profile
 from bpkit.diagnostics.sample import Sample
 from bpkit.diagnostics.watch import Watcher, chosen, watch

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import ClassVar, Protocol
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from bpkit.diagnostics.finding import Finding
-from bpkit.diagnostics.instruments import Instrument
+from bpkit.core.finding import Finding
+from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.sample import Sample
+
+if TYPE_CHECKING:
+    from bpkit.diagnostics.watch import Watcher
 
 
 class Board(Protocol):
@@ -33,5 +36,16 @@ class Diagnostic:
         """The verdicts as of this sample. Each replaces the last of its kind, whose first step it keeps."""
         return ()
 
+    def columns(self, sample: Sample) -> Mapping[str, Mapping[str, float]]:
+        """Statistics of this sample by layer or module, for the map of layers × steps: by name, by layer."""
+        return {}
+
     def write(self, sample: Sample, board: Board) -> None:
-        """Put this sample's figures on the board, if it has any of its own."""
+        """Put further figures of this sample on the board: few, for each tag is a chart in TensorBoard."""
+
+    def attach(self, watcher: Watcher) -> None:
+        """The watch begins; for a diagnostic that has to know the model or the logdir."""
+
+    def close(self) -> Iterable[Finding]:
+        """The watch is over: last verdicts."""
+        return ()

@@ -24,10 +24,10 @@ from dataclasses import dataclass, replace
 from math import isfinite, log10
 from statistics import median
 
+from bpkit.core.finding import Finding, Severity
 from bpkit.diagnostics.advice import against_exploding
 from bpkit.diagnostics.depth import bias_gradients, elasticities, moves, signals, trend
 from bpkit.diagnostics.diagnostic import Diagnostic
-from bpkit.diagnostics.finding import Finding, Severity
 from bpkit.diagnostics.instruments import GradientNorm, GradientRate, WeightNorm
 from bpkit.diagnostics.sample import Sample
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
+from typing import NamedTuple
 
 from torch import nn
 
@@ -31,17 +33,31 @@ class ParameterInfo:
         return prod(self.shape)
 
 
+class ModuleInfo(NamedTuple):
+    """A module that has no children, or parameters of its own."""
+
+    name: str
+    kind: str
+
+
 @dataclass(frozen=True)
 class Network:
     """A model, described: what diagnostics see of it.
 
     Attributes:
         parameters: each once, a shared one under its first name, in registration order.
-        modules: `(qualified name, class name)` of every leaf module, in registration order.
+        modules: qualified name and class name of every leaf module, in registration order.
+        model: class name of the model, its wrappers taken off.
     """
 
     parameters: tuple[ParameterInfo, ...]
-    modules: tuple[tuple[str, str], ...]
+    modules: tuple[ModuleInfo, ...]
+    model: str = ""
+
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """Class name by qualified name."""
+        return dict(self.modules)
 
     def between(self, layers: tuple[str, ...]) -> list[str]:
         """Class names of the leaf modules registered from the first of `layers` to just after the last."""
@@ -49,7 +65,7 @@ class Network:
         places = [names.index(layer) for layer in layers if layer in names]
         if not places:
             return []
-        return [kind for _, kind in self.modules[min(places) : max(places) + 2]]
+        return [module.kind for module in self.modules[min(places) : max(places) + 2]]
 
 
 def describe(model: nn.Module) -> Network:
@@ -63,13 +79,43 @@ def describe(model: nn.Module) -> Network:
         shape = (0,) if nn.parameter.is_lazy(parameter) else tuple(parameter.shape)
         matrix = len(shape) > 1 and id(parameter) not in tables
         infos.append(ParameterInfo(name, _layer(name), shape, matrix))
-    return Network(tuple(infos), tuple(_leaves(model)))
+    modules = tuple(ModuleInfo(name, _kind(module)) for name, module in leaves(model))
+    return Network(tuple(infos), modules, type(unwrapped(model)).__name__)
 
 
-def _leaves(model: nn.Module) -> Iterator[tuple[str, str]]:
+def leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Modules without children, and those with parameters of their own, by qualified name.
+
+    A parametrization's own modules are left out: they belong to the layer whose weight they make.
+    """
+    return [(_plain(name, model) or "model", module) for name, module in _leaves(model)]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own module, inside what compiled or distributed it."""
+    inner = getattr(model, "_orig_mod", model)
+    if isinstance(inner, _PARALLEL):
+        return unwrapped(inner.module)
+    return inner
+
+
+def _leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
-        if next(module.children(), None) is None or next(module.parameters(recurse=False), None) is not None:
-            yield _plain(name, model), type(module).__name__
+        if "parametrizations" in name.split("."):
+            continue
+        own = next(module.parameters(recurse=False), None) is not None or hasattr(module, "parametrizations")
+        if own or next(module.children(), None) is None:
+            yield name, module
+
+
+def _kind(module: nn.Module) -> str:
+    """The class's name, without what torch puts before it where it makes a class at run time."""
+    name = type(module).__name__
+    for made in ("Parametrized", "FSDP"):
+        base = name.removeprefix(made)
+        if base != name and any(each.__name__ == base for each in type(module).__mro__):
+            name = base
+    return name
 
 
 def _plain(name: str, model: nn.Module) -> str:

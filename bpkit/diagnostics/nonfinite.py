@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import isfinite, isnan
 
+from bpkit.core.finding import Finding
 from bpkit.diagnostics.diagnostic import Diagnostic
-from bpkit.diagnostics.finding import Finding
 from bpkit.diagnostics.instruments import GradientNorm, WeightNorm
 from bpkit.diagnostics.sample import Sample
 

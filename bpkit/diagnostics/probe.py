@@ -2,65 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from operator import is_
+import time
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
+from torch import Tensor
+from torch.autograd import Variable
 from torch.optim import Optimizer
 
+from bpkit.diagnostics.flow import Flow
+from bpkit.diagnostics.history import History
 from bpkit.diagnostics.hooks import Handle, on_gradients
-from bpkit.diagnostics.instruments import Figures, Instrument, to_host
-from bpkit.diagnostics.network import describe
+from bpkit.diagnostics.instruments.instrument import Figure, Instrument
+from bpkit.diagnostics.instruments.modules import OutputError
+from bpkit.diagnostics.instruments.norms import to_host
 from bpkit.diagnostics.sample import Reading, Sample
+from bpkit.diagnostics.subject import Subject
+
+Losses = Sequence[tuple[int, Tensor | float]]
 
 
 class Probe:
     """The instruments at one model. A sampled step is `arm`, `before_step`, `after_step`, `sample`.
 
     Args:
-        model: what is measured; every parameter once, a shared one under its first name.
+        subject: what is measured.
         needs: the instruments.
-        scaler: mixed precision's loss scaler, if there is one.
     """
 
-    def __init__(
-        self, model: nn.Module, needs: Iterable[type[Instrument]], scaler: GradScaler | None = None
-    ) -> None:
-        self._model = model
-        self.parameters = list(model.parameters())
-        self._instruments = {need: need(self.parameters, scaler) for need in needs}
-        self._listening = [
-            each
-            for each in self._instruments.values()
-            if type(each).on_gradient is not Instrument.on_gradient
+    def __init__(self, subject: Subject, needs: Iterable[type[Instrument]]) -> None:
+        self.subject = subject
+        self._instruments = {need: need(subject) for need in needs}
+        self._permanent = [
+            each for each in self._instruments.values() if type(each).alarmed is not Instrument.alarmed
         ]
+        self._flow = Flow(subject, list(self._instruments.values()))
         self._hooks: list[Handle] = []
         self._arrived: dict[int, None] = {}  # in order
-        self._described = False
+        self._backward = -1
+        self._compiled = subject.compiled
+        self._seconds = 0.0
+        self.history = History()
         self.armed = False
 
     def arm(self) -> None:
-        """The step that begins now is sampled: listen to its gradients."""
+        """The step that begins now is sampled: listen to its modules and gradients."""
         self.disarm()
-        self._look_again()
+        self.subject.look_again()
         self.armed = True
         self._arrived.clear()
-        self._hooks = on_gradients(self.parameters, self._on_gradient)
+        self._backward = -1
+        self._hooks = on_gradients(self.subject.parameters, self._on_gradient)
+        self._flow.arm()
         for instrument in self._instruments.values():
             instrument.arm()
 
     def disarm(self) -> None:
-        """Take the hooks on the parameters away."""
+        """Take the hooks on modules and parameters away."""
         self.armed = False
+        self._flow.disarm()
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
 
+    def took(self) -> float:
+        """Seconds that hooks in forward and backward have taken since this was last asked."""
+        seconds, self._seconds, self._flow.seconds = self._seconds + self._flow.seconds, 0.0, 0.0
+        return seconds
+
+    def close(self) -> None:
+        """Take every hook away, the permanent ones as well."""
+        self.disarm()
+        for instrument in self._instruments.values():
+            instrument.close()
+
+    def alarmed(self, optimizer: Optimizer) -> bool:
+        """Whether a step that was not due must be sampled after all: what its forward showed is lost."""
+        alarms = [each.alarmed(optimizer) for each in self._permanent]  # each has to look
+        if not any(alarms):
+            return False
+        self.arm()
+        return True
+
     def before_step(self, optimizer: Optimizer) -> None:
         """The optimizer's step begins."""
-        if self._look_again():
+        self.subject.find_scaler()
+        if self.subject.look_again():
             self.arm()
         with torch.no_grad():
             for instrument in self._instruments.values():
@@ -72,56 +99,69 @@ class Probe:
             for instrument in self._instruments.values():
                 instrument.after_step(optimizer)
 
-    def sample(
-        self,
-        step: int,
-        loss: Tensor | float | None = None,
-        loss_step: int | None = None,
-        validation: Tensor | float | None = None,
-    ) -> Sample:
-        """What this step showed; one copy from the device, which waits for it."""
-        if not self._described:  # by now lazy parameters in use have their shapes
-            self._network = describe(self._model)
-            self._compiled = any(map(_is_compiled, self._model.modules()))
-            self._described = not any(map(nn.parameter.is_lazy, self.parameters))
-        figures: list[Tensor | float | None] = [loss, validation]
+    def sample(self, step: int, losses: Losses = (), validations: Losses = ()) -> Sample:
+        """What this step showed; one copy from the device, which waits for it.
+
+        Args:
+            step: its number.
+            losses: training losses with their steps, since the last sample.
+            validations: validation losses likewise.
+        """
+        given = [*losses, *validations]
+        figures: list[Figure] = [value for _, value in given]
+        counts = []
+        lived = frozenset(self._flow.lived)
         with torch.no_grad():
-            read: list[Figures] = [instrument.read() for instrument in self._instruments.values()]
-            for each in read:
-                figures.extend(each)
+            for instrument in self._instruments.values():
+                read = instrument.read(lived)
+                counts.append(len(read))
+                figures.extend(read)
             numbers = to_host(figures)
-        count, readings = len(self.parameters), {}
-        for place, (need, instrument) in enumerate(self._instruments.items()):
-            start = 2 + place * count
-            readings[need] = Reading(tuple(numbers[start : start + count]), instrument.provenance)
+        steps = [step for step, _ in given]
+        values = [(at, _number(value)) for at, value in zip(steps, numbers, strict=False)]
+        trained, validated = values[: len(losses)], values[len(losses) :]
+        readings, start = {}, len(given)
+        for (need, instrument), count in zip(self._instruments.items(), counts, strict=True):
+            held = tuple(numbers[start : start + count])
+            readings[need] = Reading(held, instrument.provenance, instrument.columns)
+            start += count
+        self.history.add_losses(trained)
+        for at, value in validated:
+            self.history.validation.add(at, value)
+        if OutputError in readings and (error := readings[OutputError].values[0]) is not None:
+            self.history.error.add(step, error)
         return Sample(
             step=step,
-            network=self._network,
+            network=self.subject.network,
             readings=readings,
-            loss=numbers[0],
-            loss_step=loss_step,
-            validation=numbers[1],
+            loss=trained[-1][1] if trained else None,
+            loss_step=trained[-1][0] if trained else None,
+            validation=validated[-1][1] if validated else None,
+            history=self.history,
             order=self._order(),
+            called=tuple(self._flow.order),
         )
-
-    def _look_again(self) -> bool:
-        """Whether the model has other parameters than before: layers come and go while a model trains.
-
-        The instruments hold the same list. A step in which that happens is sampled without what arrived.
-        """
-        now = list(self._model.parameters())
-        if len(now) == len(self.parameters) and all(map(is_, now, self.parameters)):
-            return False
-        self.parameters[:] = now
-        self._described = False
-        return True
 
     def _on_gradient(self, index: int, grad: Tensor) -> None:
         self._arrived[index] = None
-        if self._listening:
+        backward = torch._C._current_graph_task_id()
+        if backward != self._backward:
+            self._backward = backward
+            Variable._execution_engine.queue_callback(self._nearly_over)
+
+    def _nearly_over(self) -> None:
+        """Ask once more to be called: DDP and FSDP, who reduce the gradients, may have asked after us."""
+        Variable._execution_engine.queue_callback(self._over)
+
+    def _over(self) -> None:
+        self._backward = -1
+        if self.armed:
+            start = time.perf_counter()
+            self._flow.on_backward()
             with torch.no_grad():
-                for instrument in self._listening:
-                    instrument.on_gradient(index, grad)
+                for instrument in self._instruments.values():
+                    instrument.on_backward()
+            self._seconds += time.perf_counter() - start
 
     def _order(self) -> tuple[int, ...]:
         """Parameters from the input to the output: gradients reach the last layer first.
@@ -131,10 +171,11 @@ class Probe:
         """
         if not self._arrived or self._compiled:
             return ()
-        silent = [index for index in range(len(self.parameters)) if index not in self._arrived]
-        return (*reversed(self._arrived), *silent)
+        count = len(self.subject.parameters)
+        silent = [index for index in range(count) if index not in self._arrived]
+        return (*reversed([each for each in self._arrived if each < count]), *silent)
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    """By `torch.compile(module)` or by `module.compile()`."""
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+def _number(value: tuple[float, ...] | float | None) -> float:
+    assert isinstance(value, float | int)
+    return float(value)

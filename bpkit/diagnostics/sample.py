@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from bpkit.core.errors import BpkitError, unknown_name
+from bpkit.diagnostics.history import History
 from bpkit.diagnostics.network import Network
 
 if TYPE_CHECKING:
-    from bpkit.diagnostics.instruments import Instrument
+    from bpkit.diagnostics.instruments.instrument import Instrument
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,9 @@ class Provenance:
     """What a figure is of.
 
     Attributes:
-        when: where in the step it is read: `"accumulated"` (before clipping), `"before step"`, `"at step"`
-            (what the optimizer used: after clipping), `"after step"`.
+        when: where in the step it is read: `"forward"`, `"backward"` (of every backward since the last
+            step, together), `"accumulated"` (before clipping), `"before step"`, `"at step"` (what the
+            optimizer used: after clipping), `"after step"`.
         scaled: still multiplied by the loss scale of mixed precision.
         reduced: the same on every rank; False is this rank's own.
     """
@@ -32,10 +35,24 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Reading:
-    """One figure a parameter, None where there is none (frozen, unused), and its provenance."""
+    """One figure a parameter or module, None where there is none (frozen, unused), and its provenance.
 
-    values: tuple[float | None, ...]
+    Attributes:
+        values: numbers, or tuples of them where the instrument has `columns`.
+        provenance: what they are of.
+        columns: names of the numbers of a figure.
+    """
+
+    values: tuple[Any, ...]
     provenance: Provenance
+    columns: tuple[str, ...] = ()
+
+    def column(self, name: str) -> tuple[float | None, ...]:
+        """One number of each figure."""
+        if name not in self.columns:
+            raise unknown_name("column", name, self.columns)
+        place = self.columns.index(name)
+        return tuple(None if value is None else value[place] for value in self.values)
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,9 @@ class Sample:
         loss: the last value that was given, of step `loss_step` (a sample is taken where the step
             ends, before its own loss can be given), or None.
         validation: the last validation value that was given, or None.
+        history: losses and how far the run has come, from all steps so far.
+        order: indices of parameters, from the input to the output, as their gradients arrived.
+        called: places of modules in the order of their first call; empty where none was listened to.
     """
 
     step: int
@@ -57,11 +77,27 @@ class Sample:
     loss: float | None = None
     loss_step: int | None = None
     validation: float | None = None
+    history: History = field(default_factory=History, repr=False)
     order: tuple[int, ...] = field(default=(), repr=False)
+    called: tuple[int, ...] = field(default=(), repr=False)
 
-    def __getitem__(self, instrument: type[Instrument]) -> tuple[float | None, ...]:
-        """The values of one instrument, aligned with `network.parameters`."""
-        return self.readings[instrument].values
+    def __getitem__(self, instrument: type[Instrument]) -> tuple[Any, ...]:
+        """The values of one instrument, aligned with `network.parameters` or `network.modules`."""
+        return self._reading(instrument).values
+
+    def column(self, instrument: type[Instrument], name: str) -> tuple[float | None, ...]:
+        """One column of an instrument that has several."""
+        return self._reading(instrument).column(name)
+
+    def by_module(self, instrument: type[Instrument], name: str) -> dict[str, float]:
+        """One column by module, in the order of the forward; modules without a value are left out."""
+        values = self.column(instrument, name)
+        places = self.called or range(len(self.network.modules))
+        return {
+            self.network.modules[place].name: value
+            for place in places
+            if (value := values[place]) is not None
+        }
 
     @cached_property
     def layers(self) -> dict[str, list[int]]:
@@ -75,9 +111,10 @@ class Sample:
             layers.setdefault(self.network.parameters[index].layer, []).append(index)
         return layers
 
-    def by_layer(self, instrument: type[Instrument]) -> dict[str, float]:
+    def by_layer(self, instrument: type[Instrument], name: str | None = None) -> dict[str, float]:
         """Root of the sum of squares over each layer's parameters; layers without a value are left out."""
-        values, norms = self[instrument], {}
+        values = self[instrument] if name is None else self.column(instrument, name)
+        norms = {}
         for layer, indices in self.layers.items():
             known = [value for index in indices if (value := values[index]) is not None]
             if known:
@@ -87,6 +124,13 @@ class Sample:
     def total(self, instrument: type[Instrument]) -> float:
         """Root of the sum of squares over all parameters."""
         return norm([value for value in self[instrument] if value is not None])
+
+    def _reading(self, instrument: type[Instrument]) -> Reading:
+        if instrument not in self.readings:
+            raise BpkitError(
+                f"the sample has no {instrument.__name__}: name it in the `needs` of the diagnostic"
+            )
+        return self.readings[instrument]
 
 
 def norm(values: list[float]) -> float:

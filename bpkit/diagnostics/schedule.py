@@ -6,6 +6,8 @@ import time
 from collections import deque
 from statistics import median
 
+from bpkit.diagnostics.ranks import Ranks
+
 DENSE = 10  # the first steps, all sampled: where initialisation and rate show
 
 
@@ -13,22 +15,34 @@ class Schedule:
     """Every one of the first `DENSE` steps, then every `every`-th; doubled while that costs too much.
 
     The choice depends on the step's number alone, so that a resumed run, or another rank, takes the
-    same samples as long as `every` is the same.
+    same samples as long as `every` is the same. Of several ranks the first one decides when it changes.
 
     Args:
         every: steps from one sample to the next, after the first ones.
         budget: share of the run's time that samples may take in the long run.
+        ranks: the processes that train together.
     """
 
-    def __init__(self, every: int, budget: float) -> None:
+    def __init__(self, every: int, budget: float, ranks: Ranks | None = None) -> None:
         self.every, self.budget = every, budget
         self.seconds = 0.0
+        self.samples = 0
+        self._ranks = ranks or Ranks()
+        self._pending: tuple[int, int] | None = None  # from which step on, every how many
         self._costs: deque[float] = deque(maxlen=5)
         self._paces: deque[float] = deque(maxlen=5)
         self._last: tuple[int, float] | None = None
+        self._began = time.perf_counter()
+
+    @property
+    def share(self) -> float:
+        """The part of the time since the watch began that it took itself."""
+        return self.seconds / max(time.perf_counter() - self._began, 1e-9)
 
     def due(self, step: int) -> bool:
         """Whether this step is sampled."""
+        if self._pending is not None and step >= self._pending[0]:
+            self.every, self._pending = self._pending[1], None
         return step <= DENSE or step % self.every == 0
 
     def took(self, step: int, seconds: float) -> None:
@@ -38,10 +52,20 @@ class Schedule:
         """
         now = time.perf_counter()
         self.seconds += seconds
+        self.samples += 1
         self._costs.append(seconds)
         if self._last is not None and step > self._last[0]:
             self._paces.append((now - self._last[1] - seconds) / (step - self._last[0]))
         self._last = (step, now)
+        if not self._ranks.leads:
+            self._pending = self._ranks.heard() or self._pending
+            return
+        every = self.every
         if step >= DENSE and len(self._costs) == self._costs.maxlen and self._paces:
-            while median(self._costs) > self.budget * self.every * median(self._paces) > 0:
-                self.every *= 2
+            while median(self._costs) > self.budget * every * median(self._paces) > 0:
+                every *= 2
+        if every != self.every and self._pending is None:
+            # The others look when they have taken their next sample: the change counts from after that.
+            since = step + 1 if self._ranks.alone else max(step, DENSE) + self.every + 1
+            self._pending = (since, every)
+            self._ranks.say(since, every)

@@ -18,10 +18,10 @@ from dataclasses import replace
 from math import log10
 from statistics import median
 
+from bpkit.core.finding import Finding, Severity
 from bpkit.diagnostics.advice import against_vanishing
 from bpkit.diagnostics.depth import bias_gradients, elasticities, moves, trend, typical
 from bpkit.diagnostics.diagnostic import Diagnostic
-from bpkit.diagnostics.finding import Finding, Severity
 from bpkit.diagnostics.instruments import GradientNorm, GradientRate, WeightNorm
 from bpkit.diagnostics.sample import Sample
 

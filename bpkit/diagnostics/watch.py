@@ -9,14 +9,17 @@
 
 Nothing is called per step: torch's optimizer hooks tell where one begins and ends. On a sampled step
 the instruments that the diagnostics need enqueue their figures, one copy brings all of them to the
-host, and each diagnostic reads the sample. On every other step a number is counted and compared.
+host, and each diagnostic reads the sample. On every other step a number is counted and compared, and one
+small gradient is looked at for NaN.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,16 +29,23 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from bpkit.core.errors import BpkitError
+from bpkit.core.finding import Finding
 from bpkit.diagnostics.diagnostic import Board, Diagnostic
-from bpkit.diagnostics.finding import Finding
 from bpkit.diagnostics.hooks import innermost, on_step
+from bpkit.diagnostics.ledger import Ledger
+from bpkit.diagnostics.log import Log
 from bpkit.diagnostics.probe import Probe
+from bpkit.diagnostics.ranks import Ranks
 from bpkit.diagnostics.sample import Sample
 from bpkit.diagnostics.schedule import Schedule
+from bpkit.diagnostics.subject import Subject
 from bpkit.plugins.registry import Registry, registry
-from bpkit.tensorboard import Writer
+from bpkit.tensorboard import Writer, record
 
 logger = logging.getLogger("bpkit")
+
+PENDING = 1024  # losses that wait for the next sample, at most
+VERDICTS = 10  # samples from one writing of unchanged verdicts to the next: a running run is seen to run
 
 
 def watch(
@@ -58,10 +68,13 @@ def watch(
         logdir: directory for TensorBoard's logs.
         writer: in place of `logdir`, a `bpkit.tensorboard.Writer` or torch's `SummaryWriter`, which the
             caller closes.
-        scaler: mixed precision's `GradScaler`, so that norms can be told without its scale.
+        scaler: mixed precision's `GradScaler`, so that norms can be told without its scale; the one that
+            takes the optimizer's steps is found without being named.
         every: steps from one sample to the next, after the first ten.
         budget: share of the run's time that samples may take in the long run; beyond it, `every` doubles.
         diagnostics: names of registered ones, or objects; by default all registered as default.
+
+    Of a distributed run every rank watches, and the first one writes.
 
     Returns:
         A `Watcher`: `findings`, `sample`, `summary()`, `close()`.
@@ -83,8 +96,18 @@ def watch(
         raise BpkitError(f"watch: writer must be a Writer or torch's SummaryWriter, not {writer!r}")
     inner = None if optimizer is None else innermost(optimizer)
     diagnosing = chosen(diagnostics, registry())
-    own = Writer(logdir) if logdir is not None else None
-    return Watcher(model, inner, diagnosing, Schedule(every, budget), board=writer, own=own, scaler=scaler)
+    ranks = Ranks()
+    own = Writer(logdir) if logdir is not None and ranks.leads else None
+    schedule = Schedule(every, budget, ranks)
+    return Watcher(
+        Subject(model, scaler),
+        inner,
+        diagnosing,
+        schedule,
+        board=writer if ranks.leads else None,
+        own=own,
+        ranks=ranks,
+    )
 
 
 def chosen(diagnostics: Iterable[str | Diagnostic] | None, known: Registry) -> list[Diagnostic]:
@@ -113,32 +136,45 @@ class Watcher:
         findings: verdicts so far, one of a kind, in the order of their first steps.
         sample: the last sampled step, None before the first.
         step: steps that the optimizer has taken. A run that is resumed sets it to where it goes on.
-        schedule: `every` as it has become, and the `seconds` spent.
+        schedule: `every` as it has become, and the `seconds`, `samples` and `share` of the run's time spent.
+        subject: the model as the instruments see it.
+        logdir: where the logs go, None where nothing is written.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        subject: Subject,
         optimizer: torch.optim.Optimizer | None,
         diagnostics: Sequence[Diagnostic],
         schedule: Schedule,
         *,
         board: Board | None = None,
         own: Writer | None = None,
-        scaler: GradScaler | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.findings: list[Finding] = []
         self.sample: Sample | None = None
         self.schedule = schedule
+        self.subject = subject
         self._board, self._own = own or board, own
+        self.logdir: Path | None = getattr(self._board, "logdir", None)
+        self._log = None if self._board is None else Log(self._board)
+        self._ranks = ranks or Ranks()
         self._diagnostics = list(diagnostics)
         needs = dict.fromkeys(need for each in diagnostics for need in each.needs)
-        self._probe = Probe(model, needs, scaler)
-        self._loss: tuple[Tensor | float | None, int | None] = (None, None)
-        self._validation: Tensor | float | None = None
+        self._probe = Probe(subject, needs)
+        self._ledger = Ledger()
+        self._losses: deque[tuple[int, Tensor | float]] = deque(maxlen=PENDING)
+        self._validations: deque[tuple[int, Tensor | float]] = deque(maxlen=PENDING)
         self._seconds = 0.0
-        self._step_hooks = on_step(optimizer, self._probe.parameters, self._before_step, self._after_step)
+        self._closed = False
+        self._step_hooks = on_step(optimizer, subject.parameters, self._before_step, self._after_step)
+        for each in self._diagnostics:
+            each.attach(self)
         self.step = 0
+
+    @property
+    def findings(self) -> list[Finding]:
+        return self._ledger.findings
 
     @property
     def step(self) -> int:
@@ -154,80 +190,129 @@ class Watcher:
 
     def loss(self, value: Tensor | float) -> None:
         """The loss of the step just taken; a tensor is read with the next sample, not now."""
-        self._loss = (value.detach() if isinstance(value, Tensor) else value, self._step)
+        self._losses.append((self._step, value.detach() if isinstance(value, Tensor) else float(value)))
 
     def validation(self, value: Tensor | float) -> None:
         """The loss on data that is not trained on, read as `loss` is."""
-        self._validation = value.detach() if isinstance(value, Tensor) else value
+        self._validations.append((self._step, value.detach() if isinstance(value, Tensor) else float(value)))
 
     def summary(self) -> str:
         """The findings, each with where, when, evidence and advice; one line for a healthy run."""
         if not self._step:
             return "nothing seen yet: the optimizer has taken no step"
-        if not self.findings:
-            return f"healthy: nothing found in {self._step} steps"
-        return "\n".join(str(finding) for finding in self.findings)
+        grave = [each for each in self.findings if each.severity != "info"]
+        notes = [each for each in self.findings if each.severity == "info"]
+        head = [] if grave else [f"healthy: nothing found in {self._step} steps"]
+        return "\n".join([*head, *map(str, grave), *map(str, notes)])
 
     def close(self) -> None:
         """Take all hooks away and finish the logs; findings stay."""
-        self._probe.disarm()
+        if self._closed:
+            return
+        self._closed = True
+        self._probe.close()
         for handle in self._step_hooks:
             handle.remove()
         self._step_hooks = []
+        for diagnostic in tuple(self._diagnostics):
+            self._run(diagnostic, lambda each: each.close(), self._step)
+        self._write_verdicts(finished=True)
         if self._own is not None:
             self._own.close()
-        self._board = self._own = None
+        self._board = self._own = self._log = None
 
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._probe.armed:
-            start = time.perf_counter()
+        start = time.perf_counter()
+        if self._probe.armed or self._probe.alarmed(optimizer):
             self._probe.before_step(optimizer)
-            self._seconds = time.perf_counter() - start
+        self._seconds += time.perf_counter() - start
 
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
         self._step += 1
-        if self._probe.armed:
-            start = time.perf_counter()
-            self._probe.disarm()
-            self._probe.after_step(optimizer)
-            self.sample = self._probe.sample(self._step, *self._loss, self._validation)
-            self._read(self.sample)
-            self.schedule.took(self._step, self._seconds + time.perf_counter() - start)
+        start = time.perf_counter()
+        sampled = self._probe.armed
+        if sampled:
+            self._take(optimizer)
+        if self._closed:
+            return
         if self.schedule.due(self._step + 1):
             self._probe.arm()
+        elif sampled:
+            self._probe.disarm()
+        self._seconds += time.perf_counter() - start
+        if sampled:
+            self.schedule.took(self._step, self._seconds + self._probe.took())
+            self._seconds = 0.0
+
+    def _take(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._step == 1 and self.subject.sharded and not self._ranks.all_watch():
+            logger.error(
+                "bpkit: not watched: the parameters are sharded, and norms of a part would mislead; "
+                "call bpkit.watch on every rank"
+            )
+            self.close()
+            return
+        self._probe.after_step(optimizer)
+        self.sample = self._probe.sample(self._step, tuple(self._losses), tuple(self._validations))
+        self._losses.clear()
+        self._validations.clear()
+        self._probe.disarm()
+        self._read(self.sample)
 
     def _read(self, sample: Sample) -> None:
         """Hand the sample to every diagnostic; one that breaks is left out, the training goes on."""
+        columns: dict[str, dict[str, float]] = {}
+        changed = False
         for diagnostic in tuple(self._diagnostics):
-            try:
-                for finding in diagnostic.observe(sample):
-                    self._note(finding)
-                if self._board is not None:
+            changed |= self._run(diagnostic, lambda each: each.observe(sample), sample.step)
+            if self._board is not None and diagnostic in self._diagnostics:
+                with self._leaving_out(diagnostic, sample.step):
                     diagnostic.write(sample, self._board)
-            except Exception as error:
-                self._diagnostics.remove(diagnostic)
-                name = type(diagnostic).__name__
-                logger.warning("bpkit: diagnostic %s left out from step %d on: %r", name, sample.step, error)
+                    for name, values in diagnostic.columns(sample).items():
+                        columns.setdefault(name, {}).update(values)
+        if self._log is not None:
+            histograms = {name: columns.pop(name) for name in record.BINS if name in columns}
+            self._log.layers(sample, columns, histograms)
         if self._own is not None:  # who brings a writer logs the losses as they like
             for tag, value in (("loss/train", sample.loss), ("loss/validation", sample.validation)):
                 if value is not None:
                     self._own.add_scalar(tag, value, sample.step)
+        if changed or self.schedule.samples % VERDICTS == 0:
+            self._write_verdicts()
 
-    def _note(self, finding: Finding) -> None:
-        """Keep one finding of a kind, and say it where it is new or has become worse."""
-        kinds = [each.kind for each in self.findings]
-        if finding.kind in kinds:
-            place = kinds.index(finding.kind)
-            earlier = self.findings[place]
-            self.findings[place] = finding = finding.after(earlier)
-            if not finding.worse_than(earlier):
-                return
-        else:
-            self.findings.append(finding)
-        if finding.severity != "info":
+    def _run(
+        self, diagnostic: Diagnostic, reads: Callable[[Diagnostic], Iterable[Finding]], step: int
+    ) -> bool:
+        """Note what a diagnostic finds; whether anything is new or has become graver."""
+        changed = False
+        with self._leaving_out(diagnostic, step):
+            for finding in reads(diagnostic):
+                news = self._ledger.note(type(diagnostic).__name__, finding)
+                if news is not None:
+                    changed = True
+                    self._say(news)
+        return changed
+
+    @contextmanager
+    def _leaving_out(self, diagnostic: Diagnostic, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._diagnostics.remove(diagnostic)
+            name = type(diagnostic).__name__
+            logger.warning("bpkit: diagnostic %s left out from step %d on: %r", name, step, error)
+
+    def _say(self, finding: Finding) -> None:
+        if finding.severity != "info" and self._ranks.leads:
             logger.warning("bpkit: %s", str(finding).splitlines()[0])
         if self._board is not None:
             self._board.add_text("bpkit/verdicts", finding.markdown(), finding.last_step)
+
+    def _write_verdicts(self, *, finished: bool = False) -> None:
+        if self._log is not None:
+            schedule = self.schedule
+            cost = {"seconds": schedule.seconds, "share": schedule.share, "samples": schedule.samples}
+            self._log.verdicts(self._step, self.findings, {**cost, "finished": finished})
 
     def __enter__(self) -> Watcher:
         return self

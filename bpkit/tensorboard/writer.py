@@ -82,6 +82,11 @@ class Writer:
             self._described.add(tag)
             value.metadata.CopyFrom(_metadata(plugin, content))
 
+    def add_record(self, tag: str, text: str, step: int) -> None:
+        """Text that is data, such as JSON, for bpkit's plugin."""
+        value = self._at(step).value.add(tag=tag, tensor=make_tensor_proto([text]))
+        value.metadata.CopyFrom(_metadata("bpkit"))
+
     def flush(self) -> None:
         """Hand over what was gathered and wait until it is on disk."""
         self._emit()

@@ -20,6 +20,7 @@ from bpkit.diagnostics.gradient_norm import GradientNorms
 from bpkit.diagnostics.instruments import AccumulatedNorm, GradientNorm, GradientRate, WeightNorm
 from bpkit.diagnostics.sample import Sample
 from bpkit.diagnostics.schedule import Schedule
+from bpkit.tensorboard import record
 
 FROM_DYNAMO = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
@@ -91,7 +92,7 @@ def test_every_norm_is_the_true_one_and_says_what_it_is(
             assert close(named(sample, GradientNorm), used)
     assert sample.total(GradientNorm) == pytest.approx(1e-3, rel=1e-2)  # clipped, by torch's own 1e-6 less
     assert sample.readings[AccumulatedNorm].provenance.when == "accumulated"
-    assert not sample.readings[AccumulatedNorm].provenance.reduced
+    assert sample.readings[AccumulatedNorm].provenance.reduced
     assert sample.readings[GradientNorm].provenance.when == "at step"
 
 
@@ -366,7 +367,8 @@ def test_findings_merge_and_a_broken_diagnostic_is_left_out(
     texts = [tensor_util.make_ndarray(each.tensor_proto)[0] for each in events.Tensors("bpkit/verdicts")]
     assert len(texts) == 2
     assert b"`ab`, `<script>`" in texts[0]
-    assert [each.step for each in events.Tensors("gradient_norm/3")] == list(range(1, 9))
+    totals = events.Tensors("gradients/total after clipping")
+    assert [each.step for each in totals] == list(range(1, 9))
 
 
 def test_many_layers_are_one_tensor(tmp_path: Path) -> None:
@@ -375,9 +377,14 @@ def test_many_layers_are_one_tensor(tmp_path: Path) -> None:
     with bpkit.watch(model, optimizer, logdir=tmp_path, diagnostics=["gradient_norm"]) as watcher:
         take(model, optimizer, torch.randn(2, 2))
     events = EventAccumulator(str(tmp_path)).Reload()
-    assert len(events.Tags()["tensors"]) == 6
+    assert len([tag for tag in events.Tags()["tensors"] if tag.startswith("gradients/")]) == 6
     (tensor,) = [tensor_util.make_ndarray(each.tensor_proto) for each in events.Tensors("bpkit/layers")]
-    assert tensor.shape == (70, 2)
+    layout = record.Layout.from_json(events.SummaryMetadata("bpkit/layers").plugin_data.content)
+    assert layout.layers == tuple(map(str, range(70)))
+    assert tensor.shape == (70, len(layout.columns))
+    assert layout.columns[0] == "gradient norm"
+    (counts,) = [tensor_util.make_ndarray(each.tensor_proto) for each in events.Tensors("bpkit/histograms")]
+    assert counts.sum(1).tolist() == [6.0] * 70  # every element of every layer in one bin
     np.testing.assert_allclose(tensor[:, 0], list(watcher.sample.by_layer(GradientNorm).values()), rtol=1e-6)
     picture = gradient_profile(watcher.sample).splitlines()
     assert len(picture) == 36

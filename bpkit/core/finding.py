@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 Severity = Literal["info", "warning", "critical"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
@@ -32,6 +32,28 @@ class Finding:
     evidence: Mapping[str, float] = field(default_factory=dict)
     advice: str = ""
 
+    @staticmethod
+    def from_mapping(held: Mapping[str, Any]) -> Finding:
+        """The finding that was written as a mapping, with figures that are not finite as text (`"NaN"`).
+
+        Raises:
+            ValueError: something else.
+        """
+        try:
+            if held["severity"] not in SEVERITIES:
+                raise ValueError(f"no severity {held['severity']!r}")
+            return Finding(
+                kind=str(held["kind"]),
+                severity=held["severity"],
+                layers=tuple(map(str, held["layers"])),
+                step=int(held["step"]),
+                last_step=int(held["last_step"]),
+                evidence={str(name): float(value) for name, value in held.get("evidence", {}).items()},
+                advice=str(held.get("advice", "")),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no finding of bpkit's: {error!r}") from error
+
     def after(self, earlier: Finding) -> Finding:
         """This finding as the continuation of an earlier one of its kind."""
         return replace(self, step=earlier.step)
@@ -57,7 +79,7 @@ class Finding:
     def __str__(self) -> str:
         return (
             f"{self.severity}: {self.kind} in {self.where}, {self.since}\n"
-            f"  evidence: {self._figures()}\n"
+            f"  evidence: {self.figures}\n"
             f"  advice:   {self.advice}"
         )
 
@@ -66,8 +88,10 @@ class Finding:
         layers = ", ".join(f"`{name.replace('`', '')}`" for name in self.layers) or "the whole model"
         return (
             f"**{self.kind}** ({self.severity})\n\n"
-            f"- where: {layers}\n- when: {self.since}\n- evidence: {self._figures()}\n- advice: {self.advice}"
+            f"- where: {layers}\n- when: {self.since}\n- evidence: {self.figures}\n- advice: {self.advice}"
         )
 
-    def _figures(self) -> str:
+    @property
+    def figures(self) -> str:
+        """The evidence in words and numbers."""
         return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in self.evidence.items())

@@ -1,0 +1,268 @@
+"""`Flow`: what passes through the modules on a sampled step, and the errors δ that come back.
+
+Everything is read beside the graph of the training, never by a node put into it:
+
+*δ of an output* by a hook on the tensor, which also holds when an in-place activation writes over it later.
+*δ of an input* by hooks on the nodes inside the module that hand a gradient to it. A hook on the input
+tensor would add up what its other users send back, as around a residual block; torch's full backward hooks
+put a view into the graph that an in-place activation then breaks.
+
+A forward that is run again by activation checkpointing is told from a first one, and a call of the model
+that no backward comes back to, for evaluation, from one that trains.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.utils import _pytree
+
+from bpkit.core.transforms import unseen
+from bpkit.diagnostics.hooks import Handle
+from bpkit.diagnostics.instruments.instrument import Instrument
+from bpkit.diagnostics.subject import Subject
+
+logger = logging.getLogger("bpkit")
+
+OUTSIDE = 0  # the call that modules belong to when the model itself was not called
+
+
+class Flow:
+    """Hooks on the modules of one sampled step, for the instruments that listen.
+
+    Attributes:
+        order: places of modules, in the order in which they were first called.
+        lived: numbers of those calls of the model that a backward came back through.
+        seconds: that the hooks have taken.
+    """
+
+    def __init__(self, subject: Subject, instruments: Sequence[Instrument]) -> None:
+        self._subject = subject
+
+        def listening(method: str) -> list[Instrument]:
+            base = getattr(Instrument, method)
+            return [each for each in instruments if getattr(type(each), method) is not base]
+
+        self._on_input, self._on_output = listening("on_input"), listening("on_output")
+        self._on_delta_out, self._on_delta_in = listening("on_delta_out"), listening("on_delta_in")
+        self._wanted = bool(self._on_input or self._on_output or self._on_delta_out or self._on_delta_in)
+        self._traced = self._broken = False
+        self.seconds = 0.0
+        self._hooks: list[Handle] = []
+        self._starts: dict[int, list[_Start]] = {}
+        self._hooked: set[tuple[int, int]] = set()
+        self._sums: list[_Sum] = []
+        self._calls = OUTSIDE
+        self._stack: list[tuple[int, bool]] = []
+        self.order: dict[int, None] = {}
+        self.lived: set[int] = {OUTSIDE}
+
+    def arm(self) -> None:
+        """Hook every module that runs eagerly; the hooks do nothing where no gradient is recorded.
+
+        A compiled module is left alone: a hook would be compiled in, and compiled out again.
+        """
+        self.disarm()
+        self._calls, self.order, self.lived = OUTSIDE, {}, {OUTSIDE}
+        if not self._wanted or self._traced or self._broken:
+            return
+        root = self._subject.model
+        compiled = _inside_compiled(root)
+        self._hooks = [
+            root.register_forward_pre_hook(self._guarded(self._enter), prepend=True),
+            root.register_forward_hook(self._guarded(self._leave), always_call=True),
+        ]
+        for place, module in enumerate(self._subject.modules):
+            if id(module) not in compiled:
+                before, after = self._guarded(self._before(place)), self._guarded(self._after(place))
+                self._hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                # Ahead of the user's own: what they return, or write over, is not the module's.
+                self._hooks.append(module.register_forward_hook(after, prepend=True, with_kwargs=True))
+
+    def disarm(self) -> None:
+        """Take the hooks on modules away; those in a graph go with it."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._starts, self._hooked, self._stack, self._sums = {}, set(), [], []
+
+    def on_backward(self) -> None:
+        """A backward is over: what arrived at an input by some of its paths only is all there is."""
+        for each in self._sums:
+            each.flush()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if not (self._blind() or _again()):
+            self._calls += 1
+            self._stack.append((self._calls, torch.is_grad_enabled()))
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._blind() or _again() or not self._stack:
+            return
+        call, _ = self._stack.pop()
+        for tensor in tensors(output):
+            if tensor.requires_grad:
+                tensor.register_hook(self._guarded(lambda _: self.lived.add(call)))
+
+    def _before(self, place: int) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if self._blind():
+                return
+            call, recorded = self._call()
+            inputs = tensors((args, kwargs))
+            self._starts.setdefault(place, []).append(_Start(inputs if self._on_delta_in else []))
+            if recorded and not _again():
+                self.order[place] = None
+                with torch.no_grad():
+                    for each in self._on_input:
+                        each.on_input(call, place, module, inputs)
+
+        return hook
+
+    def _after(self, place: int) -> Callable[[nn.Module, Any, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if self._blind() or not self._starts.get(place):
+                return
+            start = self._starts[place].pop()
+            call, recorded = self._call()
+            outputs, again = tensors(output), _again()
+            if recorded and not again:
+                with torch.no_grad():
+                    for each in self._on_output:
+                        each.on_output(call, place, module, outputs)
+            # A reentrant checkpoint records only when it runs again, the other kind the first time.
+            if torch.is_grad_enabled() and not (again and (call, place) in self._hooked):
+                self._watch_deltas(call, place, start, [each for each in outputs if each.requires_grad])
+                if not again:
+                    self._hooked.add((call, place))
+
+        return hook
+
+    def _watch_deltas(self, call: int, place: int, start: _Start, outputs: list[Tensor]) -> None:
+        def deliver(instruments: list[Instrument], method: str) -> Callable[[Tensor], None]:
+            def hook(delta: Tensor) -> None:
+                self.lived.add(call)
+                if not self._blind():
+                    with torch.no_grad():
+                        for each in instruments:
+                            getattr(each, method)(call, place, delta.detach())
+
+            return self._guarded(hook)
+
+        if self._on_delta_out:
+            for tensor in outputs:
+                tensor.register_hook(deliver(self._on_delta_out, "on_delta_out"))
+        if self._on_delta_in:
+            self._sums += start.watch(outputs, deliver(self._on_delta_in, "on_delta_in"))
+
+    def _call(self) -> tuple[int, bool]:
+        """The number of the model's call that is going on, and whether it records a graph."""
+        return self._stack[-1] if self._stack else (OUTSIDE, torch.is_grad_enabled())
+
+    def _blind(self) -> bool:
+        """Whether values cannot be looked at. Who compiles what calls the model must not find hooks again."""
+        if torch.compiler.is_compiling():
+            self._traced = True
+        return self._broken or unseen()
+
+    def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """A hook that cannot end the training: what goes wrong in it ends the looking, with one line."""
+
+        def guarded(*arguments: Any) -> None:
+            start = time.perf_counter()
+            try:
+                hook(*arguments)
+            except Exception as error:
+                self._broken = True
+                logger.warning("bpkit: modules are no longer watched, for a hook failed: %r", error)
+            self.seconds += time.perf_counter() - start
+
+        return guarded
+
+
+class _Start:
+    """Where a module's part of the graph begins: the gradient edges of its inputs before it ran."""
+
+    def __init__(self, inputs: list[Tensor]) -> None:
+        edges = [get_gradient_edge(tensor) for tensor in inputs if tensor.requires_grad]
+        self._edges = {(edge.node, edge.output_nr) for edge in edges}
+        self._since = torch._C._autograd._get_sequence_nr()
+
+    def watch(self, outputs: list[Tensor], deliver: Callable[[Tensor], None]) -> list[_Sum]:
+        """Deliver ∂L/∂input of this call: the sum of what the nodes on each input's edge hand over."""
+        if not self._edges or not outputs:
+            return []
+        sums: dict[Any, _Sum] = {}
+        ends = [get_gradient_edge(output) for output in outputs]
+        waiting = list({edge.node for edge in ends if (edge.node, edge.output_nr) not in self._edges})
+        seen = set(waiting)
+        while waiting:
+            node = waiting.pop()
+            for place, edge in enumerate(node.next_functions):
+                below = edge[0]
+                if edge in self._edges:
+                    node.register_hook(sums.setdefault(edge, _Sum(deliver)).hook(place))
+                elif below is not None and below not in seen and below._sequence_nr() >= self._since:
+                    seen.add(below)
+                    waiting.append(below)
+        return list(sums.values())
+
+
+class _Sum:
+    """Adds up what several nodes hand to one input, and delivers once all have."""
+
+    def __init__(self, deliver: Callable[[Tensor], None]) -> None:
+        self._deliver = deliver
+        self._sum: Tensor | None = None
+        self._nodes = self._arrived = 0
+
+    def hook(self, place: int) -> Callable[[Any, Any], None]:
+        """The hook of one more node, which hands over its gradient number `place`."""
+        self._nodes += 1
+
+        def hook(grad_inputs: Any, grad_outputs: Any) -> None:
+            delta = grad_inputs[place]
+            if delta is not None and not unseen():
+                self._sum = delta.detach() if self._sum is None else self._sum + delta.detach()
+            self._arrived += 1
+            if self._arrived == self._nodes:
+                self.flush()
+
+        return hook
+
+    def flush(self) -> None:
+        """Deliver what there is."""
+        total, self._sum, self._arrived = self._sum, None, 0
+        if total is not None:
+            self._deliver(total)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors with a gradient's type in what a module was given or gave, however they are nested."""
+    return [
+        leaf
+        for leaf in _pytree.tree_leaves(value)
+        if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+    ]
+
+
+def _again() -> bool:
+    """Whether a backward is running: a forward inside one is a checkpoint's, run again."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def _inside_compiled(root: nn.Module) -> set[int]:
+    """Modules below one that is compiled; the wrapper that `torch.compile` made itself runs eagerly."""
+    return {
+        id(inner)
+        for module in root.modules()
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for inner in module.modules()
+        if inner is not module or not hasattr(module, "_orig_mod")
+    }

@@ -1,0 +1,61 @@
+"""`Ranks`: the processes of a distributed run, as far as watching has to know of them.
+
+A message goes through the store that `torch.distributed` was set up with, which never waits for a rank that
+does not watch; a collective would.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class Ranks:
+    """This process among those that train together; alone where nothing is distributed.
+
+    Attributes:
+        rank: number of this process.
+        count: how many there are.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.count = 0, 1
+        self._store: Any = None
+        self._changes = 0
+        distributed = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return
+        self.rank, self.count = distributed.get_rank(), distributed.get_world_size()
+        if self.count > 1:
+            self._store = distributed.distributed_c10d._get_default_store()
+            number = self._store.add(f"bpkit/watches of rank {self.rank}", 1)
+            self._key = f"bpkit/watch {number}"  # the same number on every rank that watches
+            self._store.add(f"{self._key} ranks", 1)
+
+    @property
+    def alone(self) -> bool:
+        return self._store is None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this one decides which steps are sampled, and writes the logs."""
+        return self.rank == 0
+
+    def all_watch(self) -> bool:
+        """Whether every rank watches: a step that has been taken together, all have begun by its end."""
+        return self._store is None or int(self._store.add(f"{self._key} ranks", 0)) >= self.count
+
+    def say(self, since: int, every: int) -> None:
+        """Tell the others from which step on every how many steps are sampled."""
+        if self._store is not None:
+            self._changes += 1
+            self._store.set(f"{self._key} change {self._changes}", f"{since} {every}")
+
+    def heard(self) -> tuple[int, int] | None:
+        """What the first rank has said since this was last asked, if it has."""
+        if self._store is None or not self._store.check([f"{self._key} change {self._changes + 1}"]):
+            return None
+        self._changes += 1
+        since, every = self._store.get(f"{self._key} change {self._changes}").split()
+        return int(since), int(every)
