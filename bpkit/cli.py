@@ -1,4 +1,4 @@
-"""The command line: `bpkit demo`, `train`, `verify`, `plugins`, `new-plugin`, `bench`.
+"""The command line: `bpkit demo`, `train`, `watch`, `verify`, `doctor`, `plugins`, `new-plugin`, `bench`.
 
 A subcommand is imported when it is called, so that `bpkit --help` needs no torch. A user's mistake is
 one line on stderr and exit code 2, without a traceback; any other exception is a bug, and keeps its own.
@@ -21,6 +21,8 @@ COMMANDS = {
     "demo": "Prove, train, diagnose and mend a network, on real digits, in a minute and a half.",
     "train": "Train a recipe, by its name or from a TOML file.",
     "verify": "Prove every backward that is registered, or those named.",
+    "watch": "Run a training script unchanged, and say what is wrong with its gradients.",
+    "doctor": "Say what is wrong with a run, from its logs.",
     "plugins": "List the plugins, what they provide, and what is wrong with them.",
     "new-plugin": "Write a plugin of your own: a distribution that installs and passes its tests.",
     "bench": "Measure layers and the Trainer against torch's own.",

@@ -4,9 +4,9 @@ Few tags, whatever the size of the model, all for the TensorBoard plugin `bpkit`
 
 `bpkit/layers`      float32 [layers, statistics], one a sample. Its metadata's content is a `Layout` as JSON.
                     A model whose layers change goes on under `bpkit/layers/2`, `/3`, …, each with its layout.
-`bpkit/histograms`  float32 [layers, bins], now and then: how |∂L/∂W| of each layer is distributed, as counts in
-                    bins of half a decade (`EDGES`); likewise continued under `/2`, ….
-`bpkit/findings`    text: `Verdicts` as JSON, written whenever one changes and at the end. The last is complete.
+`bpkit/histograms`  float32 [layers, bins], now and then: how |∂L/∂W| of each layer is distributed, as counts
+                    in bins of half a decade (`EDGES`); likewise continued under `/2`, ….
+`bpkit/findings`    text: `Verdicts` as JSON, written whenever one changes and at the end; the last is complete.
 
 TensorBoard keeps a random hundred tensors of a tag, and always the last: hence one tensor a sample, and
 verdicts that repeat all earlier ones. A value that was not measured is `ABSENT`, so that NaN and infinity
@@ -95,7 +95,7 @@ class Verdicts:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """JSON as JavaScript reads it: a number that is not finite is the string `NaN`, `Infinity`, `-Infinity`."""
+        """JSON as JavaScript reads it: what is not finite is the string `NaN`, `Infinity`, `-Infinity`."""
         return json.dumps({"version": VERSION, **_finite(asdict(self))}, allow_nan=False)
 
     @staticmethod
