@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils import _pytree
 
 from bpkit.core.transforms import unseen
-from bpkit.diagnostics.hooks import Handle
+from bpkit.diagnostics.functional import activations
+from bpkit.diagnostics.hooks import Handle, ModuleHook
 from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.subject import Subject
 
@@ -51,6 +52,9 @@ class Flow:
 
         self._on_input, self._on_output = listening("on_input"), listening("on_output")
         self._on_delta_out, self._on_delta_in = listening("on_delta_out"), listening("on_delta_in")
+        for each in instruments:
+            each.listen = self.listen
+        self._since = 0  # where the graph of the module begins that has just run
         self._wanted = bool(self._on_input or self._on_output or self._on_delta_out or self._on_delta_in)
         self._traced = self._broken = False
         self.seconds = 0.0
@@ -58,6 +62,7 @@ class Flow:
         self._starts: dict[int, list[_Start]] = {}
         self._hooked: set[tuple[int, int]] = set()
         self._sums: list[_Sum] = []
+        self._ends: dict[Node, int] = {}
         self._calls = OUTSIDE
         self._stack: list[tuple[int, bool]] = []
         self.order: dict[int, None] = {}
@@ -75,12 +80,13 @@ class Flow:
         root = self._subject.model
         compiled = _inside_compiled(root)
         self._hooks = [
-            root.register_forward_pre_hook(self._guarded(self._enter), prepend=True),
-            root.register_forward_hook(self._guarded(self._leave), always_call=True),
+            root.register_forward_pre_hook(ModuleHook(self._guarded(self._enter)), prepend=True),
+            root.register_forward_hook(ModuleHook(self._guarded(self._leave)), always_call=True),
         ]
         for place, module in enumerate(self._subject.modules):
             if id(module) not in compiled:
-                before, after = self._guarded(self._before(place)), self._guarded(self._after(place))
+                before = ModuleHook(self._guarded(self._before(place)))
+                after = ModuleHook(self._guarded(self._after(place)))
                 self._hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
                 # Ahead of the user's own: what they return, or write over, is not the module's.
                 self._hooks.append(module.register_forward_hook(after, prepend=True, with_kwargs=True))
@@ -90,12 +96,22 @@ class Flow:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._starts, self._hooked, self._stack, self._sums = {}, set(), [], []
+        self._starts, self._hooked, self._stack, self._sums, self._ends = {}, set(), [], [], {}
 
     def on_backward(self) -> None:
         """A backward is over: what arrived at an input by some of its paths only is all there is."""
         for each in self._sums:
             each.flush()
+
+    def listen(self, tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
+        """Call `hook` with ∂L/∂tensor, under the same guard as all hooks."""
+
+        def quiet(delta: Tensor) -> None:
+            if not self._blind():
+                with torch.no_grad():
+                    hook(delta.detach())
+
+        _on_error(tensor, self._guarded(quiet), self._since)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         if not (self._blind() or _again()):
@@ -105,8 +121,12 @@ class Flow:
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._blind() or _again() or not self._stack:
             return
-        call, _ = self._stack.pop()
-        for tensor in tensors(output):
+        call, recorded = self._stack.pop()
+        outputs = tensors(output)
+        if recorded and self._subject.functional is None:
+            self._subject.functional = activations(outputs, self._ends)
+            self._ends = {}
+        for tensor in outputs:
             if tensor.requires_grad:
                 tensor.register_hook(self._guarded(lambda _: self.lived.add(call)))
 
@@ -121,7 +141,8 @@ class Flow:
                 self.order[place] = None
                 with torch.no_grad():
                     for each in self._on_input:
-                        each.on_input(call, place, module, inputs)
+                        given = tensors((args, kwargs), integers=True) if each.integers else inputs
+                        each.on_input(call, place, module, given)
 
         return hook
 
@@ -131,8 +152,11 @@ class Flow:
                 return
             start = self._starts[place].pop()
             call, recorded = self._call()
+            self._since = start.since
             outputs, again = tensors(output), _again()
             if recorded and not again:
+                if self._subject.functional is None:
+                    self._ends.update((each.grad_fn, place) for each in outputs if each.grad_fn is not None)
                 with torch.no_grad():
                     for each in self._on_output:
                         each.on_output(call, place, module, outputs)
@@ -157,7 +181,7 @@ class Flow:
 
         if self._on_delta_out:
             for tensor in outputs:
-                tensor.register_hook(deliver(self._on_delta_out, "on_delta_out"))
+                _on_error(tensor, deliver(self._on_delta_out, "on_delta_out"), start.since)
         if self._on_delta_in:
             self._sums += start.watch(outputs, deliver(self._on_delta_in, "on_delta_in"))
 
@@ -192,7 +216,7 @@ class _Start:
     def __init__(self, inputs: list[Tensor]) -> None:
         edges = [get_gradient_edge(tensor) for tensor in inputs if tensor.requires_grad]
         self._edges = {(edge.node, edge.output_nr) for edge in edges}
-        self._since = torch._C._autograd._get_sequence_nr()
+        self.since = torch._C._autograd._get_sequence_nr()
 
     def watch(self, outputs: list[Tensor], deliver: Callable[[Tensor], None]) -> list[_Sum]:
         """Deliver ∂L/∂input of this call: the sum of what the nodes on each input's edge hand over."""
@@ -208,7 +232,7 @@ class _Start:
                 below = edge[0]
                 if edge in self._edges:
                     node.register_hook(sums.setdefault(edge, _Sum(deliver)).hook(place))
-                elif below is not None and below not in seen and below._sequence_nr() >= self._since:
+                elif below is not None and below not in seen and below._sequence_nr() >= self.since:
                     seen.add(below)
                     waiting.append(below)
         return list(sums.values())
@@ -243,13 +267,43 @@ class _Sum:
             self._deliver(total)
 
 
-def tensors(value: Any) -> list[Tensor]:
-    """The tensors with a gradient's type in what a module was given or gave, however they are nested."""
+def tensors(value: Any, *, integers: bool = False) -> list[Tensor]:
+    """The tensors with a gradient's type in what a module was given or gave, however they are nested.
+
+    With `integers` those without one as well.
+    """
     return [
         leaf
         for leaf in _pytree.tree_leaves(value)
-        if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+        if isinstance(leaf, Tensor) and (integers or leaf.is_floating_point() or leaf.is_complex())
     ]
+
+
+def _on_error(tensor: Tensor, hook: Callable[[Tensor], None], since: int) -> None:
+    """Call `hook` with ∂L/∂tensor, a module's output, whatever is done to it in place afterwards.
+
+    What is written into a view goes round the view's own node: `Linear` of three axes gives a view of its
+    product. There the hook goes to the node of what is viewed, if that was made since the module began.
+    """
+    base = tensor._base
+    node = None if base is None else base.grad_fn
+    if (
+        base is None
+        or node is None
+        or node._sequence_nr() < since
+        or base.numel() != tensor.numel()
+        or not (base.is_contiguous() and tensor.is_contiguous())
+    ):
+        tensor.register_hook(hook)
+        return
+    shape, place = tensor.shape, base.output_nr
+
+    def before(deltas: tuple[Tensor | None, ...]) -> None:
+        delta = deltas[place]
+        if delta is not None:
+            hook(delta.reshape(shape))
+
+    node.register_prehook(before)
 
 
 def _again() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -15,7 +16,28 @@ from torch.optim.optimizer import (
 
 from bpkit.core.errors import BpkitError
 
+_NOTHING = logging.getLogger("bpkit.hooks").debug
+
 StepHook = Callable[[Optimizer], None]
+
+
+class ModuleHook:
+    """A hook on a module, which a copy of the module or its pickle does not carry along.
+
+    In its place they have a logger's `debug`, which takes anything, does nothing, and needs no bpkit.
+    """
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> None:
+        self._function(*arguments)
+
+    def __deepcopy__(self, memo: object) -> Callable[..., None]:
+        return _NOTHING
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (_NOTHING.__self__, "debug")
 
 
 class Handle(Protocol):

@@ -1,70 +1,185 @@
-"""Nonfinite: a gradient that is NaN or infinite has reached the optimizer.
+"""Nonfinite: NaN or infinity among the gradients, and who made it first.
 
-Critical at the first sample: one step spreads it to every weight that the layer feeds. Steps that a loss
-scaler skips never get here: there overflow is how the scale is found.
+One step spreads it to every weight, and all layers then have it: what counts is the first producer. It is the
+one whose own inputs were finite: the batch, a module in its forward, what stands between two modules, the loss, a
+module in its backward, or the optimizer. On a sampled step that is seen as it happens; on any other the
+step is run once more on a copy (`Sentinel`). Steps that a loss scaler skips never get here: there overflow is how
+the scale is found.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from math import isfinite, isnan
+from dataclasses import dataclass, replace
+from math import isfinite, isnan, nan
 
 from bpkit.core.finding import Finding
 from bpkit.diagnostics.diagnostic import Diagnostic
-from bpkit.diagnostics.instruments import GradientNorm, WeightNorm
+from bpkit.diagnostics.instruments import Finite, GradientNorm, Sentinel, WeightNorm
 from bpkit.diagnostics.sample import Sample
+
+
+@dataclass(frozen=True)
+class Producer:
+    """Who made the first value that is not finite."""
+
+    layers: tuple[str, ...]
+    advice: str
+    share: float = nan
 
 
 class Nonfinite(Diagnostic):
     """NaN or infinity among the gradients, as the first such sample had it: later ones only spread it."""
 
-    needs = (GradientNorm, WeightNorm)
+    needs = (GradientNorm, WeightNorm, Finite, Sentinel)
 
     def __init__(self) -> None:
         self._first: Finding | None = None
+        self._usual: set[str] = set()  # modules that give infinities in good health, such as masks
 
     def observe(self, sample: Sample) -> Iterable[Finding]:
         """A finding for every sample with a norm that is not finite."""
         norms = sample.by_layer(GradientNorm)
         bad = tuple(layer for layer, norm in norms.items() if not isfinite(norm))
         if not bad:
+            self._usual |= {name for name, share in sample.by_module(Finite, "outputs").items() if share > 0}
             return
         if self._first is None:
             self._first = self._finding(sample, norms, bad)
         yield replace(self._first, last_step=sample.step)
 
     def _finding(self, sample: Sample, norms: Mapping[str, float], bad: tuple[str, ...]) -> Finding:
+        seen = _Seen(sample, self._usual)
+        producer = seen.producer() or _by_gradients(sample, bad)
         weights = sum(not isfinite(norm) for norm in sample.by_layer(WeightNorm).values())
+        evidence = {
+            "layers_nonfinite": float(len(bad)),
+            "layers_nan": float(sum(isnan(norm) for norm in norms.values())),
+            "layers": float(len(norms)),
+            "layers_with_nonfinite_weights": float(weights),
+        }
+        if producer.share == producer.share:
+            evidence["share_of_elements"] = producer.share
         return Finding(
             kind="nonfinite",
             severity="critical",
-            layers=bad,
+            layers=producer.layers,
             step=sample.step,
             last_step=sample.step,
-            evidence={
-                "layers_nonfinite": len(bad),
-                "layers_nan": sum(isnan(norm) for norm in norms.values()),
-                "layers": len(norms),
-                "layers_with_nonfinite_weights": weights,
-            },
-            advice=_advice(sample, bad, weights),
+            evidence=evidence,
+            advice=producer.advice,
         )
 
 
-def _advice(sample: Sample, bad: tuple[str, ...], weights: int) -> str:
-    if weights:
-        return (
-            "weights are no longer finite: go back to a checkpoint from before, and lower the learning rate "
-            "or clip the gradient (torch.nn.utils.clip_grad_norm_) from there"
-        )
+class _Seen:
+    """Shares of what was not finite at each module, in the order of the forward."""
+
+    def __init__(self, sample: Sample, usual: set[str]) -> None:
+        source = Finite if any(value is not None for value in sample[Finite]) else Sentinel
+        self._again = source is Sentinel
+        values = sample[source]
+        places = sample.called or range(len(values))
+        names = [module.name for module in sample.network.modules]
+        self._order = [
+            (names[place], sample.network.modules[place].kind, dict(zip(source.columns, value, strict=True)))
+            for place in places
+            if (value := values[place]) is not None
+        ]
+        self._usual = usual
+        self._bad_weights = [
+            layer for layer, norm in sample.by_layer(WeightNorm).items() if not isfinite(norm)
+        ]
+        self._step = sample.step
+
+    def producer(self) -> Producer | None:
+        """The first one, None where nothing was seen of the modules."""
+        if self._bad_weights:
+            layer = self._bad_weights[0]
+            return Producer(
+                tuple(self._bad_weights),
+                f"the optimizer: weights, of '{layer}' first, were no longer finite when step {self._step} began, "
+                "though its gradients had been: go back to a checkpoint from before, lower the learning rate, and "
+                "look for a division by zero in the update (eps of Adam, a rate that is not finite)",
+            )
+        if not self._order:
+            return None
+        return self._in_forward() or self._in_backward()
+
+    def _in_forward(self) -> Producer | None:
+        before = None
+        for name, kind, share in self._order:
+            if share["inputs"] > 0 and before is None:
+                return Producer(
+                    (name,),
+                    f"the batch: the input of '{name}', the first module, is not finite: look for missing values, "
+                    "a division by a standard deviation of zero or a log of zero where the data is prepared",
+                    share["inputs"],
+                )
+            if share["inputs"] > 0 and before not in self._usual:
+                return Producer(
+                    (before or name, name),
+                    f"the forward, between '{before}', whose output is finite, and '{name}', whose input is not: "
+                    "look at what the model computes there (sqrt, log, division, exp)",
+                    share["inputs"],
+                )
+            if share["outputs"] > 0 and name not in self._usual:
+                return Producer(
+                    (name,),
+                    f"'{name}' ({kind}), in its forward: its input is finite, its output is not. Look for log, sqrt "
+                    "or division at 0 and exp of large numbers in it; a clamp or an eps there keeps it finite",
+                    share["outputs"],
+                )
+            before = name
+        return None
+
+    def _in_backward(self) -> Producer:
+        behind = None
+        for name, kind, share in reversed(self._order):
+            if share["delta_out"] > 0:
+                if behind is None and not self._again:
+                    return _loss(name, share["delta_out"])
+                if behind is not None:
+                    return Producer(
+                        (name, behind),
+                        f"the backward, between '{behind}' and '{name}': the gradient that leaves '{behind}' is finite, "
+                        f"that which reaches '{name}' is not. Look at what stands between them for a slope that is "
+                        "infinite (sqrt or norm at 0) or a 0 times infinity behind torch.where",
+                        share["delta_out"],
+                    )
+            if share["delta_in"] > 0:
+                return Producer(
+                    (name,),
+                    f"'{name}' ({kind}), in its backward: all outputs are finite, and the gradient that it hands on is "
+                    "not. A slope in it is infinite (sqrt or norm at 0, a power below 1), or torch.where hides a "
+                    "branch whose gradient is 0 times infinity: keep the argument away from there before the branch",
+                    share["delta_in"],
+                )
+            if share["delta_out"] == share["delta_out"]:
+                behind = name
+        return _loss(self._order[-1][0], nan)
+
+
+def _loss(name: str, share: float) -> Producer:
+    return Producer(
+        (name,),
+        f"the loss: the output of '{name}' is finite, and the gradient that the loss gives for it is not. Look for "
+        "log, sqrt or division at 0 in the loss, use its form on logits (cross_entropy, binary_cross_entropy_"
+        "with_logits), and, after steps that were exploding, for plain overflow",
+        share,
+    )
+
+
+def _by_gradients(sample: Sample, bad: tuple[str, ...]) -> Producer:
+    """What the gradients alone tell, of a model whose modules were not seen."""
     if len(bad) == len(sample.by_layer(GradientNorm)):
-        return (
+        return Producer(
+            bad,
             "every layer has it and the weights are finite, so the loss had it: look for NaN in the batch, "
             "for log, sqrt or division at 0 and exp of large numbers in the forward and in the loss, and, "
-            "after steps that were exploding, for plain overflow"
+            "after steps that were exploding, for plain overflow",
         )
-    return (
+    return Producer(
+        bad[-1:],
         f"gradients below '{bad[-1]}' are finite above it: look at what follows '{bad[-1]}' in the forward "
-        "(log, sqrt, division, exp); torch.autograd.set_detect_anomaly(True) names the line"
+        "(log, sqrt, division, exp); torch.autograd.set_detect_anomaly(True) names the line",
     )

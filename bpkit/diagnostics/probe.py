@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from bpkit.diagnostics.instruments.norms import to_host
 from bpkit.diagnostics.sample import Reading, Sample
 from bpkit.diagnostics.subject import Subject
 
+Kind = TypeVar("Kind", bound=Instrument)
 Losses = Sequence[tuple[int, Tensor | float]]
 
 
@@ -64,6 +66,12 @@ class Probe:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+    def instrument(self, kind: type[Kind]) -> Kind:
+        """The instrument of a kind that is needed."""
+        found = self._instruments[kind]
+        assert isinstance(found, kind)
+        return found
 
     def took(self) -> float:
         """Seconds that hooks in forward and backward have taken since this was last asked."""
@@ -137,6 +145,8 @@ class Probe:
             loss=trained[-1][1] if trained else None,
             loss_step=trained[-1][0] if trained else None,
             validation=validated[-1][1] if validated else None,
+            losses=tuple(trained),
+            validations=tuple(validated),
             history=self.history,
             order=self._order(),
             called=tuple(self._flow.order),

@@ -66,6 +66,8 @@ class Sample:
         loss: the last value that was given, of step `loss_step` (a sample is taken where the step
             ends, before its own loss can be given), or None.
         validation: the last validation value that was given, or None.
+        losses: steps and training losses since the last sample.
+        validations: the same of validation losses.
         history: losses and how far the run has come, from all steps so far.
         order: indices of parameters, from the input to the output, as their gradients arrived.
         called: places of modules in the order of their first call; empty where none was listened to.
@@ -77,6 +79,8 @@ class Sample:
     loss: float | None = None
     loss_step: int | None = None
     validation: float | None = None
+    losses: tuple[tuple[int, float], ...] = ()
+    validations: tuple[tuple[int, float], ...] = ()
     history: History = field(default_factory=History, repr=False)
     order: tuple[int, ...] = field(default=(), repr=False)
     called: tuple[int, ...] = field(default=(), repr=False)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler, OptState
-from torch.distributed.tensor import DTensor
 
 from bpkit.diagnostics.network import Network, describe, leaves
+from bpkit.diagnostics.shards import is_sharded
 
 _LOOK_UP = 24  # frames between an optimizer's step and the scaler's that called it: frameworks wrap
 
@@ -25,6 +25,8 @@ class Subject:
     Attributes:
         parameters: those of `model.parameters()`, in that order.
         modules: those without children, and those that own parameters, in registration order.
+        functional: activations that are called as functions: by the place of the module whose output they
+            take, the module of the same name (`"ReLU"`); None until a forward was seen.
     """
 
     def __init__(self, model: nn.Module, scaler: GradScaler | None = None) -> None:
@@ -33,6 +35,7 @@ class Subject:
         self.modules: list[nn.Module] = [module for _, module in leaves(model)]
         self._scaler = scaler
         self._network: Network | None = None
+        self.functional: dict[int, str] | None = None
 
     @property
     def scaler(self) -> GradScaler | None:
@@ -60,10 +63,11 @@ class Subject:
     @property
     def sharded(self) -> bool:
         """Whether a rank has only a part of some parameters (FSDP2, tensor parallelism)."""
-        return any(
-            isinstance(each, DTensor) and not all(placement.is_replicate() for placement in each.placements)
-            for each in self.parameters
-        )
+        return any(map(is_sharded, self.parameters))
+
+    def activation(self, place: int) -> str:
+        """What a module is, or what is done to its output: `"ReLU"` for a ReLU and for a layer before `F.relu`."""
+        return (self.functional or {}).get(place) or self.network.modules[place].kind
 
     def look_again(self) -> bool:
         """Whether the model has other parameters or modules than before: layers come and go."""
@@ -71,7 +75,7 @@ class Subject:
         if _same(parameters, self.parameters) and _same(modules, self.modules):
             return False
         self.parameters[:], self.modules[:] = parameters, modules
-        self._network = None
+        self._network = self.functional = None
         return True
 
     def find_scaler(self) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +32,12 @@ from bpkit.core.errors import BpkitError
 from bpkit.core.finding import Finding
 from bpkit.diagnostics.diagnostic import Board, Diagnostic
 from bpkit.diagnostics.hooks import innermost, on_step
+from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.ledger import Ledger
 from bpkit.diagnostics.log import Log
 from bpkit.diagnostics.probe import Probe
 from bpkit.diagnostics.ranks import Ranks
+from bpkit.diagnostics.recorder import Recorder
 from bpkit.diagnostics.sample import Sample
 from bpkit.diagnostics.schedule import Schedule
 from bpkit.diagnostics.subject import Subject
@@ -43,6 +45,8 @@ from bpkit.plugins.registry import Registry, registry
 from bpkit.tensorboard import Writer, record
 
 logger = logging.getLogger("bpkit")
+
+Kind = TypeVar("Kind", bound=Instrument)
 
 PENDING = 1024  # losses that wait for the next sample, at most
 VERDICTS = 10  # samples from one writing of unchanged verdicts to the next: a running run is seen to run
@@ -138,7 +142,10 @@ class Watcher:
         step: steps that the optimizer has taken. A run that is resumed sets it to where it goes on.
         schedule: `every` as it has become, and the `seconds`, `samples` and `share` of the run's time spent.
         subject: the model as the instruments see it.
+        optimizer: the one whose steps are counted, None until it is known.
+        closure: gives the loss of the last batch, with a graph; None but in the Trainer, or as one sets it.
         logdir: where the logs go, None where nothing is written.
+        recorder: the last steps, if a diagnostic keeps them.
     """
 
     def __init__(
@@ -155,6 +162,8 @@ class Watcher:
         self.sample: Sample | None = None
         self.schedule = schedule
         self.subject = subject
+        self.optimizer = optimizer
+        self.closure: Callable[[], Tensor] | None = None
         self._board, self._own = own or board, own
         self.logdir: Path | None = getattr(self._board, "logdir", None)
         self._log = None if self._board is None else Log(self._board)
@@ -165,11 +174,12 @@ class Watcher:
         self._ledger = Ledger()
         self._losses: deque[tuple[int, Tensor | float]] = deque(maxlen=PENDING)
         self._validations: deque[tuple[int, Tensor | float]] = deque(maxlen=PENDING)
+        self.recorder: Recorder | None = None
         self._seconds = 0.0
         self._closed = False
-        self._step_hooks = on_step(optimizer, subject.parameters, self._before_step, self._after_step)
         for each in self._diagnostics:
             each.attach(self)
+        self._step_hooks = on_step(optimizer, subject.parameters, self._before_step, self._after_step)
         self.step = 0
 
     @property
@@ -196,14 +206,20 @@ class Watcher:
         """The loss on data that is not trained on, read as `loss` is."""
         self._validations.append((self._step, value.detach() if isinstance(value, Tensor) else float(value)))
 
+    def batch(self, ids: Any) -> None:
+        """What the step that comes trains on, such as the indices of its cases: for the record of a spike."""
+        if self.recorder is not None:
+            ids = ids.tolist() if isinstance(ids, Tensor) else ids
+            self.recorder.note(self._step + 1, batch=ids)
+
     def summary(self) -> str:
-        """The findings, each with where, when, evidence and advice; one line for a healthy run."""
+        """The findings, each with where, when, evidence and advice; a line for a healthy run, and for each note."""
         if not self._step:
             return "nothing seen yet: the optimizer has taken no step"
         grave = [each for each in self.findings if each.severity != "info"]
         notes = [each for each in self.findings if each.severity == "info"]
         head = [] if grave else [f"healthy: nothing found in {self._step} steps"]
-        return "\n".join([*head, *map(str, grave), *map(str, notes)])
+        return "\n".join([*head, *map(str, grave), *(f"note: {_line(each)}" for each in notes)])
 
     def close(self) -> None:
         """Take all hooks away and finish the logs; findings stay."""
@@ -219,7 +235,11 @@ class Watcher:
         self._write_verdicts(finished=True)
         if self._own is not None:
             self._own.close()
-        self._board = self._own = self._log = None
+        self._board = self._own = self._log = self.closure = None
+
+    def instrument(self, kind: type[Kind]) -> Kind:
+        """The instrument of a kind that some diagnostic needs, for what it holds beside its figures."""
+        return self._probe.instrument(kind)
 
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
         start = time.perf_counter()
@@ -252,6 +272,7 @@ class Watcher:
             )
             self.close()
             return
+        self.optimizer = optimizer
         self._probe.after_step(optimizer)
         self.sample = self._probe.sample(self._step, tuple(self._losses), tuple(self._validations))
         self._losses.clear()
@@ -321,3 +342,7 @@ class Watcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _line(finding: Finding) -> str:
+    return f"{finding.kind} in {finding.where}, {finding.since}: {finding.advice}"

@@ -1,18 +1,29 @@
 """What samples are measured with: one class a quantity, of parameters, of modules or of the model."""
 
 from bpkit.diagnostics.instruments.instrument import Figure, Figures, Instrument
-from bpkit.diagnostics.instruments.modules import Activations, Deltas, Finite, OutputError, Units
+from bpkit.diagnostics.instruments.modes import Modes
+from bpkit.diagnostics.instruments.modules import (
+    Activations,
+    Deltas,
+    Finite,
+    LossScale,
+    OutputError,
+    Underflow,
+    Units,
+)
 from bpkit.diagnostics.instruments.parameters import (
     AccumulatedNorm,
     Direction,
     GradientHistogram,
     GradientNorm,
     GradientRate,
-    SilentRows,
     Standing,
+    Symmetry,
     Update,
     WeightNorm,
 )
+from bpkit.diagnostics.instruments.per_sample import PerSample
+from bpkit.diagnostics.instruments.sentinel import Sentinel
 
 __all__ = [
     "AccumulatedNorm",
@@ -26,9 +37,14 @@ __all__ = [
     "GradientNorm",
     "GradientRate",
     "Instrument",
+    "LossScale",
+    "Modes",
     "OutputError",
-    "SilentRows",
+    "PerSample",
+    "Sentinel",
     "Standing",
+    "Symmetry",
+    "Underflow",
     "Units",
     "Update",
     "WeightNorm",

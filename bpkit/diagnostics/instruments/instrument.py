@@ -7,7 +7,7 @@ override is not listened to either, so that a watch without activations hooks no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -31,6 +31,11 @@ class Instrument:
         of: what there is one figure of.
         columns: names of the numbers that a figure consists of; none for a single number.
         provenance: what the figures are of.
+        integers: whether `on_input` is given tensors of integers as well, such as indices.
+
+    Attributes:
+        listen: `listen(tensor, hook)` calls `hook` with ∂L/∂tensor, for who has to know of which call of a
+            module an error is; set by who calls the methods below.
 
     Args:
         subject: the model that is watched.
@@ -39,6 +44,9 @@ class Instrument:
     of: ClassVar[Literal["parameters", "modules", "model"]] = "parameters"
     columns: ClassVar[tuple[str, ...]] = ()
     provenance: Provenance = Provenance("at step")
+    integers: ClassVar[bool] = False
+
+    listen: Callable[[Tensor, Callable[[Tensor], None]], None]
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject

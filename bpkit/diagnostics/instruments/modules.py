@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass
 from math import gcd
 from typing import ClassVar
 
@@ -9,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from bpkit.diagnostics.instruments.instrument import Figure, Figures, Instrument
-from bpkit.diagnostics.instruments.norms import local, real
+from bpkit.diagnostics.instruments.norms import real
 from bpkit.diagnostics.sample import Provenance
+from bpkit.diagnostics.shards import local
+from bpkit.diagnostics.subject import Subject
 
 ELEMENTS = 1 << 15  # of one activation that its moments are taken over: 0.6 % of their size
 
@@ -27,6 +31,13 @@ _SATURATED: dict[str, tuple[float, float]] = {
     "Softsign": (-0.7764, 0.7764),  #   (1 - |y|)² = 0.05
     "Hardsigmoid": (0.0, 1.0),
     "Hardtanh": (-1.0, 1.0),
+}
+
+# The same by the size of the input, for those that are called as functions.
+_INPUTS: dict[str | None, tuple[float, float]] = {
+    "Sigmoid": (-4.357, 4.357),
+    "Tanh": (-2.1785, 2.1785),
+    "Softsign": (-3.4721, 3.4721),
 }
 
 
@@ -62,7 +73,8 @@ class Activations(_Calls):
 
     Moments of at most 32,768 elements, evenly spread. `saturated` is the share of outputs whose slope is a
     twentieth of the activation's steepest or less, NaN for a module that is no bounded activation. `largest`
-    is the greatest size; `input` the root mean square of the first input, NaN without one.
+    is the greatest size; `input` the root mean square of the first input, NaN without one. Where the output
+    goes on into an activation that is called as a function, `zeros` and `saturated` are of that.
     """
 
     columns = ("mean", "std", "kurtosis", "zeros", "saturated", "largest", "input")
@@ -85,14 +97,17 @@ class Activations(_Calls):
         square = (few - mean).square()
         variance = square.mean()
         kurtosis = square.square().mean() / variance.square()
-        bounds = _bounds(module)
+        kind = self.subject.activation(place)
+        after = kind if kind != self.subject.network.modules[place].kind else None
+        bounds = _INPUTS.get(after) if after else _bounds(module)
         nothing = torch.full_like(mean, torch.nan)
         saturated = ((few <= bounds[0]) | (few >= bounds[1])).float().mean() if bounds else nothing
+        zeros = few <= 0 if after == "ReLU" else few == 0
         figures = (
             mean,
             variance.sqrt(),
             kurtosis,
-            (few == 0).float().mean(),
+            zeros.float().mean(),
             saturated,
             few.abs().amax(),
             self._inputs.pop((call, place), nothing),
@@ -163,8 +178,10 @@ class Units(Instrument):
 
     A unit is a feature (a channel of a convolution). `silent` is the share that gave zero for every case of
     this step; `dead` the share that did so in the whole window and whose inputs stayed below zero by more
-    than their own standard deviation; `cases` how many cases the window has. A unit that fires rarely has
-    inputs that come near to zero, and is not counted.
+    than their own standard deviation, NaN until the window is long enough to tell; `cases` how many it has. A
+    unit that fires rarely has inputs that come near to zero, and is not counted.
+
+    A rectifier that is called as a function is read at the module whose output it takes.
     """
 
     of = "modules"
@@ -177,22 +194,30 @@ class Units(Instrument):
         "GELU": -3.5,
         "SiLU": -9.0,
     }
-    window: ClassVar[int] = 10  # samples; two of them overlap, so that no window is short
+    samples: ClassVar[int] = 3  # the fewest that are a window
+    cases: ClassVar[int] = 256  # and the fewest cases, or `longest` samples
+    longest: ClassVar[int] = 10
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self._windows: dict[int, _Windows] = {}
 
     def arm(self) -> None:
-        if not hasattr(self, "_windows"):
-            self._windows: dict[int, list[_Window]] = {}
         self._now: dict[int, list[tuple[int, Tensor, Tensor, int]]] = {}
         self._channels_first = False  # whether features are axis 1, as the last layer with weights had them
+
+    def on_input(self, call: int, place: int, module: nn.Module, inputs: list[Tensor]) -> None:
+        if self.subject.network.modules[place].kind in self.below:
+            self._look(call, place, inputs)
 
     def on_output(self, call: int, place: int, module: nn.Module, outputs: list[Tensor]) -> None:
         if next(module.parameters(recurse=False), None) is not None:
             self._channels_first = isinstance(module, _CHANNELS_FIRST)
+        if (self.subject.functional or {}).get(place) in self.below:
+            self._look(call, place, outputs)
 
-    def on_input(self, call: int, place: int, module: nn.Module, inputs: list[Tensor]) -> None:
-        if self.subject.network.modules[place].kind not in self.below or not inputs:
-            return
-        tensor = local(inputs[0].detach())
+    def _look(self, call: int, place: int, tensors: list[Tensor]) -> None:
+        tensor = local(tensors[0].detach()) if tensors else torch.empty(0)
         if tensor.dim() < 2 or not tensor.numel():
             return
         features = tensor.movedim(1, -1) if self._channels_first and tensor.dim() > 2 else tensor
@@ -210,34 +235,57 @@ class Units(Instrument):
                 continue
             largest = torch.stack([each[1] for each in seen]).amax(0)
             spread = torch.stack([each[2] for each in seen]).amax(0)
-            cases = sum(each[3] for each in seen)
-            windows = self._windows.setdefault(place, [_Window(), _Window()])
-            if windows[0].samples >= self.window:
-                windows[:] = [windows[1], _Window()]
-            for window in windows if windows[0].samples >= self.window // 2 else windows[:1]:
-                window.add(largest, spread, cases)
-            whole = windows[0]
-            below = self.below[self.subject.network.modules[place].kind]
-            dead = (whole.largest + whole.spread < below).float().mean()
+            window = self._windows.setdefault(place, _Windows()).add(
+                _Window(1, sum(each[3] for each in seen), largest, spread)
+            )
+            below = self.below[self.subject.activation(place)]
+            long = window.samples >= self.samples and window.cases >= self.cases
+            dead = (window.largest + window.spread < below).float().mean()
             silent = (largest <= below).float().mean()
-            sizes = torch.tensor([float(len(largest)), float(whole.cases)]).to(largest.device)
-            found.append(torch.cat([torch.stack([silent, dead]), sizes]))
+            figures = torch.full((4,), torch.nan, device=largest.device)
+            figures[0] = silent
+            if long or window.samples >= self.longest:
+                figures[1] = dead
+            figures[2], figures[3] = len(largest), window.cases
+            found.append(figures)
         return found
 
 
+@dataclass(frozen=True)
 class _Window:
-    """The largest input of each unit over some samples, and the largest spread."""
+    """The largest input of each unit over some samples, and its largest spread."""
+
+    samples: int
+    cases: int
+    largest: Tensor
+    spread: Tensor
+
+    def with_(self, other: _Window) -> _Window:
+        return _Window(
+            self.samples + other.samples,
+            self.cases + other.cases,
+            self.largest.maximum(other.largest),
+            self.spread.maximum(other.spread),
+        )
+
+
+class _Windows:
+    """The shortest run of last samples that is long enough to tell."""
 
     def __init__(self) -> None:
-        self.samples = self.cases = 0
-        self.largest, self.spread = torch.tensor(-torch.inf), torch.tensor(0.0)
+        self._last: deque[_Window] = deque(maxlen=Units.longest)
 
-    def add(self, largest: Tensor, spread: Tensor, cases: int) -> None:
-        if self.samples == 0 or self.largest.shape != largest.shape:
-            self.samples, self.cases, self.largest, self.spread = 0, 0, largest, spread
-        self.samples += 1
-        self.cases += cases
-        self.largest, self.spread = self.largest.maximum(largest), self.spread.maximum(spread)
+    def add(self, now: _Window) -> _Window:
+        """The window that ends with this sample."""
+        if self._last and self._last[-1].largest.shape != now.largest.shape:
+            self._last.clear()
+        self._last.append(now)
+        window = now
+        for earlier in reversed(list(self._last)[:-1]):
+            if window.samples >= Units.samples and window.cases >= Units.cases:
+                break
+            window = window.with_(earlier)
+        return window
 
 
 class OutputError(Instrument):
@@ -290,3 +338,30 @@ def _few(tensor: Tensor) -> Tensor:
 def _nonfinite(tensor: Tensor) -> Tensor:
     """Share of elements that are not finite."""
     return 1 - tensor.detach().isfinite().sum() / tensor.numel()
+
+
+class Underflow(_Calls):
+    """Of the errors δ that arrive in float16: the share that is below its normal numbers.
+
+    NaN for other dtypes. Half and more of them zero is more than a rectifier takes out.
+    """
+
+    columns = ("lost",)
+    provenance = Provenance("backward", scaled=True, reduced=False)
+
+    def on_delta_out(self, call: int, place: int, delta: Tensor) -> None:
+        if delta.dtype is not torch.float16 or not delta.numel():
+            return
+        size = local(delta).abs()
+        lost = (size < torch.finfo(torch.float16).tiny).float().mean()
+        self.note(call, place, lost.reshape(1))
+
+
+class LossScale(Instrument):
+    """The loss scale of mixed precision; None without one."""
+
+    of = "model"
+
+    def read(self, lived: frozenset[int]) -> Figures:
+        scaler = self.subject.scaler
+        return [None if scaler is None or scaler._scale is None else scaler._scale.detach().clone()]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from bpkit.diagnostics.instruments.instrument import Figure
+from bpkit.diagnostics.shards import is_sharded, local
 
 
 def norms(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -19,12 +20,12 @@ def norms(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     """
     found: list[Tensor | None] = [None] * len(tensors)
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    local = [each.to_local() if isinstance(each, DTensor) else each for each in tensors]
-    for index, tensor in enumerate(local):
+    parts = [None if each is None else local(each) for each in tensors]
+    for index, tensor in enumerate(parts):
         if tensor is not None and tensor.numel():
             groups.setdefault((tensor.device, tensor.dtype), []).append(index)
     for (_, dtype), indices in groups.items():
-        group = [tensor for index in indices if (tensor := local[index]) is not None]
+        group = [tensor for index in indices if (tensor := parts[index]) is not None]
         for index, value in zip(indices, torch._foreach_norm(group, 2, real(dtype)), strict=True):
             found[index] = value
     _reduce(tensors, found)
@@ -57,20 +58,14 @@ def dense(grad: Tensor | None) -> Tensor | None:
     return grad.coalesce().values() if grad is not None and grad.is_sparse else grad
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor; any other as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def _reduce(tensors: Sequence[Tensor | None], found: list[Tensor | None]) -> None:
     """Replace the norms of parts by those of the wholes, in place: one reduction for each mesh."""
     meshes: dict[object, list[int]] = {}
     for index, tensor in enumerate(tensors):
-        if isinstance(tensor, DTensor) and any(not each.is_replicate() for each in tensor.placements):
-            meshes.setdefault((tensor.device_mesh, tensor.placements), []).append(index)
+        if tensor is not None and is_sharded(tensor):
+            meshes.setdefault(_layout(tensor), []).append(index)
     for indices in meshes.values():
-        first = tensors[indices[0]]
-        assert isinstance(first, DTensor)
+        first: Any = tensors[indices[0]]
         part = first.to_local()
         squares = torch.stack(
             [
@@ -85,6 +80,10 @@ def _reduce(tensors: Sequence[Tensor | None], found: list[Tensor | None]) -> Non
                 torch.distributed.all_reduce(squares, group=first.device_mesh.get_group(axis))
         for index, value in zip(indices, squares.sqrt().unbind(), strict=True):
             found[index] = value
+
+
+def _layout(tensor: Any) -> object:
+    return tensor.device_mesh, tensor.placements
 
 
 def real(dtype: torch.dtype) -> torch.dtype | None:

@@ -7,11 +7,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bpkit.diagnostics.instruments.instrument import Figures, Instrument
-from bpkit.diagnostics.instruments.norms import dense, local, norms
+from bpkit.diagnostics.instruments.norms import dense, norms
 from bpkit.diagnostics.sample import Provenance, Sample
+from bpkit.diagnostics.shards import local
 from bpkit.diagnostics.subject import Subject
 from bpkit.tensorboard import record
 
+ROWS = 64  # that are compared with the first
 KEPT = 1 << 16  # elements that are compared before and after a step; of larger parameters every n-th
 
 
@@ -59,12 +61,12 @@ class WeightNorm(Instrument):
 
 
 class Update(Instrument):
-    """‖Δp‖ of the step, and the share of elements that moved at all.
+    """‖Δp‖ of the step, the share of elements that moved at all, and of those that have a gradient.
 
     Of a parameter with more than 65,536 elements every n-th is compared, and the norm scaled up to all.
     """
 
-    columns = ("norm", "moved")
+    columns = ("norm", "moved", "asked")
     provenance = Provenance("at step", reduced=False)
 
     def before_step(self, optimizer: Optimizer) -> None:
@@ -81,7 +83,10 @@ class Update(Instrument):
             change = (after.float() if after.dtype.itemsize < 4 else after) - before
             whole = (local(parameter).numel() / after.numel()) ** 0.5
             norm = torch.linalg.vector_norm(change) * whole
-            self._figures.append(torch.stack([norm, change.count_nonzero() / change.numel()]))
+            grad = None if parameter.grad is None or parameter.grad.is_sparse else _thinned(parameter.grad)
+            asked = change if grad is None or grad.shape != change.shape else grad
+            shares = [each.count_nonzero() / each.numel() for each in (change, asked)]
+            self._figures.append(torch.stack([norm, *shares]))
         self._before = []
 
     def read(self, lived: frozenset[int]) -> Figures:
@@ -175,18 +180,24 @@ class Standing(Instrument):
         return self._figures
 
 
-class SilentRows(Instrument):
-    """Share of a parameter's rows whose gradient is exactly zero: outputs that no case came through."""
+class Symmetry(Instrument):
+    """How far the rows of a matrix are from all alike: largest |w - first row| ÷ largest |w|; 0 where they are.
 
-    def after_step(self, optimizer: Optimizer) -> None:
+    What rounding alone can make of equal rows counts as 0. None for vectors, and for a single row.
+    """
+
+    provenance = Provenance("before step", reduced=False)
+
+    def before_step(self, optimizer: Optimizer) -> None:
         self._figures: list[Tensor | None] = []
         for parameter in self.subject.parameters:
-            grad = parameter.grad
-            if grad is None or grad.is_sparse or grad.dim() == 0 or not local(grad).numel():
+            if nn.parameter.is_lazy(parameter) or parameter.dim() < 2 or len(local(parameter)) < 2:
                 self._figures.append(None)
                 continue
-            rows = local(grad).detach().reshape(local(grad).shape[0], -1)
-            self._figures.append((rows.abs().amax(1) == 0).float().mean())
+            rows = local(parameter.detach())
+            rows = rows.reshape(len(rows), -1)[:ROWS]
+            spread = (rows - rows[:1]).abs().amax() / rows.abs().amax().clamp_min(1e-30)
+            self._figures.append(torch.where(spread < 8 * torch.finfo(rows.dtype).eps, 0.0, spread))
 
     def read(self, lived: frozenset[int]) -> Figures:
         return self._figures

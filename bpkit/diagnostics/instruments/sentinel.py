@@ -1,0 +1,125 @@
+"""`Sentinel`: looks for NaN at every step, at next to no cost, and runs the step again to find where it began.
+
+A value that is not finite goes through every matrix product on its way back, so the parameters at the input
+side show it, wherever it began: before each step a few of their gradients are summed. On the CPU that is read
+at once, while the weights are still as they were: the batch is run once more on a copy of the model, with
+the same random numbers, and every module's tensors are looked at. On an accelerator reading would wait for the
+device; there the sums are read a step later, and the report says when, not where.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bpkit.diagnostics.flow import Flow, tensors
+from bpkit.diagnostics.hooks import Handle, ModuleHook
+from bpkit.diagnostics.instruments.instrument import Figures, Instrument
+from bpkit.diagnostics.instruments.modules import Finite
+from bpkit.diagnostics.network import unwrapped
+from bpkit.diagnostics.sample import Provenance
+from bpkit.diagnostics.subject import Subject
+
+LOOKED_AT = 2  # gradients at either end, of parameters with
+ELEMENTS = 1 << 16  # elements at most
+
+
+class Sentinel(Instrument):
+    """The columns of `Finite` of each module on a step that was run again; None on every other sample."""
+
+    of = "modules"
+    columns = Finite.columns
+    provenance = Provenance("before step", reduced=False)
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self._call: tuple[Any, Any, Tensor] | None = None
+        self._found: Figures | None = None
+        self._waiting: list[Tensor] = []
+        self._over = False
+        self._watched: list[nn.Parameter] | None = None
+        self._hooks: list[Handle] = [
+            subject.model.register_forward_pre_hook(
+                ModuleHook(self._remember), prepend=True, with_kwargs=True
+            )
+        ]
+
+    def _remember(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Keep the batch until the next one comes, and the state of the random numbers; no copy of either."""
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not self._over:
+            self._call = (args, kwargs, torch.get_rng_state())
+
+    def alarmed(self, optimizer: Optimizer) -> bool:
+        """Whether a gradient is not finite that is about to be used. Once is enough: later ones spread it."""
+        if self._over or getattr(optimizer, "found_inf", None) is not None:
+            return False
+        if self._watched is None:
+            self._watched = self._first()
+        sums = [
+            each.grad.sum() for each in self._watched if each.grad is not None and not each.grad.is_sparse
+        ]
+        if not sums:
+            return False
+        bad = ~torch.stack([each.float() for each in sums]).isfinite().all()
+        if bad.device.type != "cpu":
+            self._waiting.append(bad)
+            bad = self._waiting.pop(0) if len(self._waiting) > 1 else torch.tensor(False)
+        if not bool(bad):
+            return False
+        self._over = True
+        if not self._waiting and self._call is not None and not self.subject.sharded:
+            with suppress(Exception):  # a model that cannot be copied or run again: the report says less
+                self._found = _run_again(self.subject.model, *self._call)
+        self._call = None
+        return True
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        if not self._over:  # a step that is sampled anyway
+            self.alarmed(optimizer)
+
+    def read(self, lived: frozenset[int]) -> Figures:
+        found, self._found = self._found, None
+        count = len(self.subject.modules)
+        return found if found is not None and len(found) == count else [None] * count
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._call = None
+
+    def _first(self) -> list[nn.Parameter]:
+        """Small parameters at both ends of the model: one end is the input side, whichever was written first."""
+        small = [
+            each
+            for each in self.subject.parameters
+            if each.requires_grad and not nn.parameter.is_lazy(each) and 0 < each.numel() <= ELEMENTS
+        ]
+        return list(dict.fromkeys([*small[:LOOKED_AT], *small[-LOOKED_AT:]]))
+
+
+def _run_again(model: nn.Module, args: Any, kwargs: Any, generator: Tensor) -> Figures:
+    """What was not finite, by module, in a forward and backward of a copy of the model.
+
+    The backward starts from random numbers, for what the loss gave is gone: what it shows that is not
+    finite is the model's own doing.
+    """
+    twin = Subject(copy.deepcopy(unwrapped(model)))
+    twin.model.zero_grad()
+    finite = Finite(twin)
+    flow = Flow(twin, [finite])
+    flow.arm()
+    finite.arm()
+    with torch.random.fork_rng(), torch.enable_grad():
+        torch.set_rng_state(generator)
+        outputs = [each for each in tensors(twin.model(*args, **kwargs)) if each.requires_grad]
+        ends = [each for each in outputs if bool(each.detach().isfinite().all())]
+        if ends:
+            torch.autograd.backward(ends, [torch.randn_like(each) for each in ends])
+    flow.on_backward()
+    flow.disarm()
+    return finite.read(frozenset(flow.lived | {1}))  # the one call, whether or not a gradient came back

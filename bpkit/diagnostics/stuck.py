@@ -1,0 +1,79 @@
+"""Stuck: a parameter with a gradient that does not move.
+
+No optimizer holds it, its group has a rate of zero, or its dtype is too coarse: in bfloat16 the next number after w
+is w/256 away, and a smaller update is rounded to none. Whether it moves is measured, not looked up, so that two
+optimizers with a part each, and groups that a schedule has at zero for a while, are judged by what they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import isfinite
+
+from bpkit.core.finding import Finding
+from bpkit.diagnostics.diagnostic import Diagnostic
+from bpkit.diagnostics.instruments import GradientNorm, Standing, Update, WeightNorm
+from bpkit.diagnostics.sample import Sample
+
+SAMPLES = 8  # in a row: a schedule that begins at zero is over by then
+MOVED = 0.02  # share of the elements with a gradient that still counts as standing still
+LEARNED = 0.5  # a run that has come so far may well end with its rates at zero
+
+
+@dataclass
+class _State:
+    """Of one parameter: its last norm, and for how many samples it has stood still."""
+
+    norm: float = float("nan")
+    still: int = 0
+
+
+class Stuck(Diagnostic):
+    """Layers with parameters that have a gradient and stand still."""
+
+    needs = (Standing, Update, WeightNorm, GradientNorm)
+
+    def __init__(self) -> None:
+        self._states: dict[str, _State] = {}
+
+    def observe(self, sample: Sample) -> Iterable[Finding]:
+        """A finding once a parameter stood still for eight samples; of information once it moves again."""
+        stuck: dict[str, str] = {}
+        moving = 0
+        columns = (sample[Standing], sample[Update], sample[WeightNorm], sample[GradientNorm])
+        for info, standing, update, weight, gradient in zip(sample.network.parameters, *columns, strict=True):
+            trainable, _, held, rate = standing
+            state = self._states.setdefault(info.name, _State())
+            if not trainable or not gradient or not isfinite(gradient) or weight is None or update is None:
+                state.still = 0
+                continue
+            still = update[1] <= MOVED * update[2] and (held > 0 or weight == state.norm)
+            state.norm, state.still = weight, state.still + 1 if still else 0
+            if state.still >= SAMPLES:
+                why = "held by no optimizer" if not held else "rate" if rate == 0 else "rounding"
+                stuck.setdefault(info.layer, why)
+            moving += not still
+        if not stuck:
+            return
+        progress = sample.history.progress
+        over = not moving and progress is not None and progress > LEARNED
+        layer, why = next(iter(stuck.items()))
+        yield Finding(
+            kind="stuck",
+            severity="info" if over else "warning",
+            layers=tuple(stuck),
+            step=sample.step,
+            last_step=sample.step,
+            evidence={"layers_stuck": len(stuck), "parameters_moving": moving, "samples": SAMPLES},
+            advice=_ADVICE[why].format(layer=layer),
+        )
+
+
+_ADVICE = {
+    "held by no optimizer": "'{layer}' has a gradient, and no optimizer moves it: add its parameters to one "
+    "(a layer that was made after the optimizer, or replaced, is not in it)",
+    "rate": "the learning rate of '{layer}' is 0: look at its parameter group and at the schedule",
+    "rounding": "the updates of '{layer}' are rounded away: its dtype has no number so near. Keep the weights in "
+    "float32 (autocast, in place of a model in bfloat16), raise the rate, or round stochastically",
+}

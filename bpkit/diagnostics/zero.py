@@ -1,0 +1,61 @@
+"""Zero: weights whose start leaves nothing to tell units apart, or no gradient at all.
+
+With all rows of a matrix equal, zero or any constant, all its units compute the same and get the same gradient,
+for ever: the layer has the width of one (Goodfellow, Bengio & Courville, Deep Learning, section 8.4). A last layer
+or a residual branch that starts at zero gets different gradients, and is over it after a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bpkit.core.finding import Finding
+from bpkit.diagnostics.diagnostic import Diagnostic
+from bpkit.diagnostics.instruments import GradientNorm, Standing, Symmetry
+from bpkit.diagnostics.sample import Sample
+
+SAMPLES = 5  # in a row
+
+
+class Zero(Diagnostic):
+    """Layers whose units are all alike, or whose gradient is exactly zero, sample after sample."""
+
+    needs = (GradientNorm, Standing, Symmetry)
+
+    def __init__(self) -> None:
+        self._alike: dict[str, int] = {}
+        self._silent: dict[str, int] = {}
+
+    def observe(self, sample: Sample) -> Iterable[Finding]:
+        """A finding once a layer was so for five samples."""
+        alike: dict[str, None] = {}
+        silent: dict[str, None] = {}
+        columns = (sample[GradientNorm], sample[Symmetry], sample[Standing])
+        for info, gradient, spread, standing in zip(sample.network.parameters, *columns, strict=True):
+            if not info.matrix or not standing[0] or gradient is None:
+                continue
+            same = spread is not None and spread == 0
+            self._alike[info.name] = self._alike.get(info.name, 0) + 1 if same else 0
+            self._silent[info.name] = self._silent.get(info.name, 0) + 1 if gradient == 0 else 0
+            if self._alike[info.name] >= SAMPLES:
+                alike[info.layer] = None
+            if self._silent[info.name] >= SAMPLES:
+                silent[info.layer] = None
+        layers = tuple(dict.fromkeys([*alike, *silent]))
+        if not layers:
+            return
+        yield Finding(
+            kind="zero",
+            severity="warning",
+            layers=layers,
+            step=sample.step,
+            last_step=sample.step,
+            evidence={"layers_alike": len(alike), "layers_without_gradient": len(silent), "samples": SAMPLES},
+            advice=(
+                f"the units of '{next(iter(alike))}' all start alike and stay alike: initialise its weights at random "
+                "(torch.nn.init.kaiming_normal_ or xavier_uniform_); only biases may start at 0"
+                if alike
+                else f"the gradient of '{next(iter(silent))}' is exactly zero: what follows it is dead, or starts at "
+                "zero, or its output is multiplied by zero"
+            ),
+        )
