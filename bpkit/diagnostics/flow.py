@@ -294,7 +294,8 @@ def _on_error(tensor: Tensor, hook: Callable[[Tensor], None], since: int) -> Non
         or base.numel() != tensor.numel()
         or not (base.is_contiguous() and tensor.is_contiguous())
     ):
-        tensor.register_hook(hook)
+        # None comes to an output that nothing used, beside one that something did.
+        tensor.register_hook(lambda delta: None if delta is None else hook(delta))
         return
     shape, place = tensor.shape, base.output_nr
 

@@ -1,4 +1,4 @@
-"""Whether a run has learned nothing, told with confidence from its losses: what verdicts on flat runs rest on."""
+"""Whether a run has surely learned nothing, or something, told from its losses: what some verdicts rest on."""
 
 from __future__ import annotations
 
@@ -20,22 +20,48 @@ def learned_nothing(sample: Sample) -> bool:
     to condemn. The loss of a classifier that still guesses, ln C for C outputs, is nothing learned, wherever
     it came down from: large initial weights make confident mistakes, which are soon unlearned.
     """
-    history = sample.history
-    given = history.loss.count > 0
-    series = history.loss if given else history.error
+    series = _series(sample)
     if series.count < 2 * START or not series.blocks:
         return False
-    now, error = _late(series)
-    if given and _guesses(sample, now, error):
+    if guesses(sample):
         return True
-    start, scale = fmean(series.first), abs(fmean(series.first))
-    gain, unsure = start - now, error + series.noise / sqrt(len(series.first))
-    if gain > max(SOME * scale, 3 * unsure):
+    now, error = _late(series)
+    scale = abs(fmean(series.first))
+    if _gain(series) > max(SOME * scale, 3 * _unsure(series)):
         return False
     blocks = [value for _, value in series.blocks]
     early = blocks[: max(1, len(blocks) // 8)]
     unsure = error + series.noise / sqrt(len(early) * series.size)
     return fmean(early) - now + 2 * unsure < LEARNED * scale
+
+
+def learned_something(sample: Sample) -> bool:
+    """Whether the loss, or else the error at the output, has come down by a good part, and below guessing."""
+    progress = sample.history.progress
+    return progress is not None and progress >= LEARNED and not guesses(sample)
+
+
+def lost(sample: Sample) -> bool:
+    """Whether the loss surely stands above where it started."""
+    series = _series(sample)
+    return series.count >= 2 * START and bool(series.blocks) and _gain(series) < -3 * _unsure(series)
+
+
+def guesses(sample: Sample) -> bool:
+    """Whether the loss of late is surely that of guessing among the outputs of the last layer."""
+    series = sample.history.loss
+    if not series.blocks:
+        return False
+    now, error = _late(series)
+    infos = sample.network.parameters
+    shapes = [infos[index].shape for index in sample.order or range(len(infos)) if infos[index].matrix]
+    classes = shapes[-1][0] if shapes else 1
+    chance = log(classes) if classes > 1 else -inf
+    return abs(now - chance) + 2 * error < CHANCE * chance
+
+
+def _series(sample: Sample) -> Series:
+    return sample.history.loss if sample.history.loss.count else sample.history.error
 
 
 def _late(series: Series) -> tuple[float, float]:
@@ -45,9 +71,11 @@ def _late(series: Series) -> tuple[float, float]:
     return fmean(late), series.noise / sqrt(len(late) * series.size)
 
 
-def _guesses(sample: Sample, now: float, error: float) -> bool:
-    infos = sample.network.parameters
-    shapes = [infos[index].shape for index in sample.order or range(len(infos)) if infos[index].matrix]
-    classes = shapes[-1][0] if shapes else 1
-    chance = log(classes) if classes > 1 else -inf
-    return abs(now - chance) + 2 * error < CHANCE * chance
+def _gain(series: Series) -> float:
+    """How far the second half of a run lies below its first values."""
+    return fmean(series.first) - _late(series)[0]
+
+
+def _unsure(series: Series) -> float:
+    """Standard error of the gain."""
+    return _late(series)[1] + series.noise / sqrt(len(series.first))

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from math import isfinite, isnan, nan
+from math import isfinite, isnan
 
 from bpkit.core.finding import Finding
 from bpkit.diagnostics.diagnostic import Diagnostic
-from bpkit.diagnostics.instruments import Finite, GradientNorm, Sentinel, WeightNorm
+from bpkit.diagnostics.instruments import Deltas, Finite, GradientNorm, Sentinel, WeightNorm
+from bpkit.diagnostics.network import ModuleInfo
 from bpkit.diagnostics.sample import Sample
 
 
@@ -25,13 +26,12 @@ class Producer:
 
     layers: tuple[str, ...]
     advice: str
-    share: float = nan
 
 
 class Nonfinite(Diagnostic):
     """NaN or infinity among the gradients, as the first such sample had it: later ones only spread it."""
 
-    needs = (GradientNorm, WeightNorm, Finite, Sentinel)
+    needs = (GradientNorm, WeightNorm, Finite, Deltas, Sentinel)
 
     def __init__(self) -> None:
         self._first: Finding | None = None
@@ -42,7 +42,7 @@ class Nonfinite(Diagnostic):
         norms = sample.by_layer(GradientNorm)
         bad = tuple(layer for layer, norm in norms.items() if not isfinite(norm))
         if not bad:
-            self._usual |= {name for name, share in sample.by_module(Finite, "outputs").items() if share > 0}
+            self._usual |= {name for name, bad in sample.by_module(Finite, "outputs").items() if bad > 0}
             return
         if self._first is None:
             self._first = self._finding(sample, norms, bad)
@@ -58,8 +58,6 @@ class Nonfinite(Diagnostic):
             "layers": float(len(norms)),
             "layers_with_nonfinite_weights": float(weights),
         }
-        if producer.share == producer.share:
-            evidence["share_of_elements"] = producer.share
         return Finding(
             kind="nonfinite",
             severity="critical",
@@ -71,19 +69,36 @@ class Nonfinite(Diagnostic):
         )
 
 
+@dataclass(frozen=True)
+class _Module:
+    """A module, whether its inputs and outputs were not finite, and the norms of the errors at both."""
+
+    info: ModuleInfo
+    inputs: bool
+    outputs: bool
+    out: float | None
+    back: float | None
+
+
 class _Seen:
-    """Shares of what was not finite at each module, in the order of the forward."""
+    """What was not finite at each module, in the order of the forward."""
 
     def __init__(self, sample: Sample, usual: set[str]) -> None:
-        source = Finite if any(value is not None for value in sample[Finite]) else Sentinel
-        self._again = source is Sentinel
-        values = sample[source]
-        places = sample.called or range(len(values))
-        names = [module.name for module in sample.network.modules]
+        modules, self._again = sample.network.modules, False
+        forward, back = sample[Finite], sample[Deltas]
+        if all(value is None for value in forward):
+            self._again = True
+            forward = back = sample[Sentinel]
         self._order = [
-            (names[place], sample.network.modules[place].kind, dict(zip(source.columns, value, strict=True)))
-            for place in places
-            if (value := values[place]) is not None
+            _Module(
+                modules[place],
+                inputs=forward[place][0] > 0,
+                outputs=forward[place][1] > 0,
+                out=None if back[place] is None else back[place][-2],
+                back=None if back[place] is None else back[place][-1],
+            )
+            for place in sample.called or range(len(modules))
+            if forward[place] is not None
         ]
         self._usual = usual
         self._bad_weights = [
@@ -107,65 +122,66 @@ class _Seen:
 
     def _in_forward(self) -> Producer | None:
         before = None
-        for name, kind, share in self._order:
-            if share["inputs"] > 0 and before is None:
+        for each in self._order:
+            name, kind = each.info
+            if each.inputs and before is None:
                 return Producer(
                     (name,),
                     f"the batch: the input of '{name}', the first module, is not finite: look for missing values, "
                     "a division by a standard deviation of zero or a log of zero where the data is prepared",
-                    share["inputs"],
                 )
-            if share["inputs"] > 0 and before not in self._usual:
+            if each.inputs and before not in self._usual:
                 return Producer(
                     (before or name, name),
                     f"the forward, between '{before}', whose output is finite, and '{name}', whose input is not: "
                     "look at what the model computes there (sqrt, log, division, exp)",
-                    share["inputs"],
                 )
-            if share["outputs"] > 0 and name not in self._usual:
+            if each.outputs and name not in self._usual:
                 return Producer(
                     (name,),
-                    f"'{name}' ({kind}), in its forward: its input is finite, its output is not. Look for log, sqrt "
-                    "or division at 0 and exp of large numbers in it; a clamp or an eps there keeps it finite",
-                    share["outputs"],
+                    f"'{name}' ({kind}), in its forward: its input is finite, its output is not. Look for log, "
+                    "sqrt or division at 0 and exp of large numbers in it; a clamp or an eps keeps it finite",
                 )
             before = name
         return None
 
     def _in_backward(self) -> Producer:
         behind = None
-        for name, kind, share in reversed(self._order):
-            if share["delta_out"] > 0:
+        for each in reversed(self._order):
+            name, kind = each.info
+            if _bad(each.out):
                 if behind is None and not self._again:
-                    return _loss(name, share["delta_out"])
+                    return _loss(name)
                 if behind is not None:
                     return Producer(
                         (name, behind),
-                        f"the backward, between '{behind}' and '{name}': the gradient that leaves '{behind}' is finite, "
-                        f"that which reaches '{name}' is not. Look at what stands between them for a slope that is "
-                        "infinite (sqrt or norm at 0) or a 0 times infinity behind torch.where",
-                        share["delta_out"],
+                        f"the backward, between '{behind}' and '{name}': the gradient that leaves '{behind}' is "
+                        f"finite, that which reaches '{name}' is not. Look at what stands between them for a "
+                        "slope that is infinite (sqrt or norm at 0) or a 0 times infinity behind torch.where",
                     )
-            if share["delta_in"] > 0:
+            if _bad(each.back):
                 return Producer(
                     (name,),
-                    f"'{name}' ({kind}), in its backward: all outputs are finite, and the gradient that it hands on is "
-                    "not. A slope in it is infinite (sqrt or norm at 0, a power below 1), or torch.where hides a "
-                    "branch whose gradient is 0 times infinity: keep the argument away from there before the branch",
-                    share["delta_in"],
+                    f"'{name}' ({kind}), in its backward: all outputs are finite, and the gradient that it hands "
+                    "on is not. A slope in it is infinite (sqrt or norm at 0, a power below 1), or torch.where "
+                    "hides a branch whose gradient is 0 times infinity: keep its argument away from there",
                 )
-            if share["delta_out"] == share["delta_out"]:
+            if each.out is not None and isfinite(each.out) and each.out >= 0:
                 behind = name
-        return _loss(self._order[-1][0], nan)
+        return _loss(self._order[-1].info.name)
 
 
-def _loss(name: str, share: float) -> Producer:
+def _bad(norm: float | None) -> bool:
+    """Whether an error that came is not finite; one that did not come has no norm."""
+    return norm is not None and not isfinite(norm)
+
+
+def _loss(name: str) -> Producer:
     return Producer(
         (name,),
         f"the loss: the output of '{name}' is finite, and the gradient that the loss gives for it is not. Look for "
         "log, sqrt or division at 0 in the loss, use its form on logits (cross_entropy, binary_cross_entropy_"
         "with_logits), and, after steps that were exploding, for plain overflow",
-        share,
     )
 
 

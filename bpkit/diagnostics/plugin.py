@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bpkit.core.spec import DiagnosticSpec
+from bpkit.diagnostics.audit import Audit
 from bpkit.diagnostics.curvature import Curvature
 from bpkit.diagnostics.dead import Dead
 from bpkit.diagnostics.diagnostic import Diagnostic
@@ -60,6 +61,7 @@ _DEFAULT: tuple[tuple[str, type[Diagnostic], tuple[str, ...], str], ...] = (
 )
 
 _OPT_IN: tuple[tuple[str, type[Diagnostic], tuple[str, ...], str], ...] = (
+    ("audit", Audit, ("audit",), "hand-written backwards against autograd, on the batch at hand"),
     ("curvature", Curvature, ("divergence",), "the Hessian's spectrum; sharpness against the learning rate"),
 )
 

@@ -34,10 +34,10 @@ class Zero(Diagnostic):
         for info, gradient, spread, standing in zip(sample.network.parameters, *columns, strict=True):
             if not info.matrix or not standing[0] or gradient is None:
                 continue
-            same = spread is not None and spread == 0
-            self._alike[info.name] = self._alike.get(info.name, 0) + 1 if same else 0
+            if spread is not None:
+                self._alike[info.name] = self._alike.get(info.name, 0) + 1 if spread == 0 else 0
             self._silent[info.name] = self._silent.get(info.name, 0) + 1 if gradient == 0 else 0
-            if self._alike[info.name] >= SAMPLES:
+            if self._alike.get(info.name, 0) >= SAMPLES:
                 alike[info.layer] = None
             if self._silent[info.name] >= SAMPLES:
                 silent[info.layer] = None

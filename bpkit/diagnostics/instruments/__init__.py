@@ -24,6 +24,7 @@ from bpkit.diagnostics.instruments.parameters import (
 )
 from bpkit.diagnostics.instruments.per_sample import PerSample
 from bpkit.diagnostics.instruments.sentinel import Sentinel
+from bpkit.diagnostics.instruments.time_lag import TimeLag
 
 __all__ = [
     "AccumulatedNorm",
@@ -45,6 +46,7 @@ __all__ = [
     "Standing",
     "Symmetry",
     "Underflow",
+    "TimeLag",
     "Units",
     "Update",
     "WeightNorm",

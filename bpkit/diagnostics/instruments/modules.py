@@ -116,10 +116,17 @@ class Activations(_Calls):
 
 
 class Finite(_Calls):
-    """Shares of a module's inputs and outputs, of ∂L/∂output and of ∂L/∂input that are not finite."""
+    """Whether a module's inputs, and its outputs, have an element that is not finite: 1 and 0 for yes and no.
 
-    columns = ("inputs", "outputs", "delta_out", "delta_in")
-    provenance = Provenance("backward", reduced=False)
+    By their sums, in float32 or wider. An input that is the output of the module before is not summed again.
+    """
+
+    columns = ("inputs", "outputs")
+    provenance = Provenance("forward", reduced=False)
+
+    def arm(self) -> None:
+        super().arm()
+        self._last: tuple[Tensor, int, Tensor] | None = None
 
     def on_input(self, call: int, place: int, module: nn.Module, inputs: list[Tensor]) -> None:
         self._note(call, place, 0, inputs)
@@ -127,29 +134,36 @@ class Finite(_Calls):
     def on_output(self, call: int, place: int, module: nn.Module, outputs: list[Tensor]) -> None:
         self._note(call, place, 1, outputs)
 
-    def on_delta_out(self, call: int, place: int, delta: Tensor) -> None:
-        self._note(call, place, 2, [delta])
-
-    def on_delta_in(self, call: int, place: int, delta: Tensor) -> None:
-        self._note(call, place, 3, [delta])
-
     def _note(self, call: int, place: int, column: int, tensors: list[Tensor]) -> None:
         for tensor in tensors:
             if tensor.numel():
-                figures = torch.full((4,), torch.nan, device=tensor.device)
-                figures[column] = _nonfinite(local(tensor))
+                figures = torch.full((2,), torch.nan, device=tensor.device)
+                figures[column] = self._bad(tensor)
                 self.note(call, place, figures)
+
+    def _bad(self, tensor: Tensor) -> Tensor:
+        if self._last is not None and self._last[0] is tensor and self._last[1] == tensor._version:
+            return self._last[2]
+        total = local(tensor.detach()).sum(dtype=real(tensor.dtype))
+        bad = (~total.isfinite()).float()
+        self._last = (tensor, tensor._version, bad)
+        return bad
 
     def combined(self, figures: Tensor) -> Tensor:
         """The largest of each; NaN stays where a column has none."""
         none = figures.isnan().all(0)
         return figures.nan_to_num(-1.0).amax(0).masked_fill(none, torch.nan)
 
+    def read(self, lived: frozenset[int]) -> Figures:
+        self._last = None
+        return super().read(lived)
+
 
 class Deltas(_Calls):
     """‖∂L/∂output‖ and ‖∂L/∂input‖ of each module, over all its calls and backwards since the last step.
 
-    An input's is by the paths through the module alone. Scaled by the loss scale, if there is one.
+    An input's is by the paths through the module alone. -1 where none came: a number that is not finite is one
+    that was measured. Scaled by the loss scale, if there is one.
     """
 
     columns = ("out", "in")
@@ -163,14 +177,14 @@ class Deltas(_Calls):
 
     def _note(self, call: int, place: int, column: int, delta: Tensor) -> None:
         norm = torch.linalg.vector_norm(local(delta), dtype=real(delta.dtype))
-        figures = torch.full((2,), torch.nan, device=norm.device)
+        figures = torch.full((2,), -1.0, device=norm.device)
         figures[column] = norm
         self.note(call, place, figures)
 
     def combined(self, figures: Tensor) -> Tensor:
-        """Norm of norms of each; NaN stays where a column has none."""
-        none = figures.isnan().all(0)
-        return figures.square().nansum(0).sqrt().masked_fill(none, torch.nan)
+        """Norm of norms of each."""
+        came = figures != -1
+        return torch.where(came.any(0), (figures.square() * came).sum(0).sqrt(), -1.0)
 
 
 class Units(Instrument):
@@ -223,7 +237,8 @@ class Units(Instrument):
         features = tensor.movedim(1, -1) if self._channels_first and tensor.dim() > 2 else tensor
         rows = features.reshape(-1, features.shape[-1])
         rows = rows[:: max(1, rows.numel() // (8 * ELEMENTS))].float()
-        spread = rows.std(0, correction=0)
+        few = rows[:: max(1, rows.numel() // ELEMENTS)]
+        spread = (few.square().mean(0) - few.mean(0).square()).clamp_min(0).sqrt()
         self._now.setdefault(place, []).append((call, rows.amax(0), spread, len(rows)))
 
     def read(self, lived: frozenset[int]) -> Figures:
@@ -333,11 +348,6 @@ def _few(tensor: Tensor) -> Tensor:
     few = flat[::stride]
     few = few.abs() if few.is_complex() else few
     return few.float() if few.dtype.itemsize < 4 else few
-
-
-def _nonfinite(tensor: Tensor) -> Tensor:
-    """Share of elements that are not finite."""
-    return 1 - tensor.detach().isfinite().sum() / tensor.numel()
 
 
 class Underflow(_Calls):

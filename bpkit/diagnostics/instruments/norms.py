@@ -44,7 +44,8 @@ def to_host(figures: Sequence[Figure]) -> list[tuple[float, ...] | float | None]
             values.append(figure if figure is None or isinstance(figure, float | int) else tuple(figure))
     for indices in places.values():
         columns = [figure for index in indices if isinstance(figure := figures[index], Tensor)]
-        numbers = torch.cat([column.reshape(-1).to(_widest(columns)) for column in columns]).tolist()
+        widest = _widest(columns)
+        numbers = torch.cat([column.reshape(-1).to(widest) for column in columns]).tolist()
         start = 0
         for index, column in zip(indices, columns, strict=True):
             end = start + column.numel()

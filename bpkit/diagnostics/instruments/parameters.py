@@ -14,6 +14,7 @@ from bpkit.diagnostics.subject import Subject
 from bpkit.tensorboard import record
 
 ROWS = 64  # that are compared with the first
+FEW = 1 << 13  # elements that stand for a gradient's direction, and for how its sizes are distributed
 KEPT = 1 << 16  # elements that are compared before and after a step; of larger parameters every n-th
 
 
@@ -111,14 +112,16 @@ class Direction(Instrument):
         for parameter in self.subject.parameters:
             state = optimizer.state.get(parameter, {})
             momentum = state.get("exp_avg", state.get("momentum_buffer"))
-            kept = _thinned(momentum) if isinstance(momentum, Tensor) else None
+            kept = _thinned(momentum, FEW) if isinstance(momentum, Tensor) else None
             self._momenta.append(None if kept is None else kept.clone())
 
     def after_step(self, optimizer: Optimizer) -> None:
         self._figures: list[Tensor | None] = []
         kept: dict[int, Tensor] = {}
         for parameter, momentum in zip(self.subject.parameters, self._momenta, strict=True):
-            grad = None if parameter.grad is None or parameter.grad.is_sparse else _thinned(parameter.grad)
+            grad = (
+                None if parameter.grad is None or parameter.grad.is_sparse else _thinned(parameter.grad, FEW)
+            )
             if grad is None:
                 self._figures.append(None)
                 continue
@@ -183,13 +186,24 @@ class Standing(Instrument):
 class Symmetry(Instrument):
     """How far the rows of a matrix are from all alike: largest |w - first row| ÷ largest |w|; 0 where they are.
 
-    What rounding alone can make of equal rows counts as 0. None for vectors, and for a single row.
+    What rounding alone can make of equal rows counts as 0. None for vectors, for a single row, and, after the
+    first five samples, on four of five: what has come apart stays apart.
     """
 
     provenance = Provenance("before step", reduced=False)
 
+    start, every = 5, 5
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self._samples = 0
+
     def before_step(self, optimizer: Optimizer) -> None:
         self._figures: list[Tensor | None] = []
+        self._samples += 1
+        if self._samples > self.start and self._samples % self.every:
+            self._figures = [None] * len(self.subject.parameters)
+            return
         for parameter in self.subject.parameters:
             if nn.parameter.is_lazy(parameter) or parameter.dim() < 2 or len(local(parameter)) < 2:
                 self._figures.append(None)
@@ -224,7 +238,7 @@ class GradientHistogram(Instrument):
             return
         for index, parameter in enumerate(self.subject.parameters):
             grad = dense(parameter.grad)
-            few = None if grad is None else _thinned(grad)
+            few = None if grad is None else _thinned(grad, FEW)
             if few is not None:
                 self._figures[index] = _counts(few.abs().float())
 
@@ -253,12 +267,12 @@ def _counts(sizes: Tensor) -> Tensor:
     return torch.bincount(place, minlength=len(edges) + 3).float()
 
 
-def _thinned(tensor: Tensor) -> Tensor | None:
-    """Up to `KEPT` elements of this rank's part, evenly spread, as a view where that can be."""
+def _thinned(tensor: Tensor, most: int = KEPT) -> Tensor | None:
+    """Up to `most` elements of this rank's part, evenly spread, as a view where that can be."""
     if nn.parameter.is_lazy(tensor):
         return None
     flat = local(tensor.detach()).reshape(-1)
-    return flat[:: -(-flat.numel() // KEPT)] if flat.numel() else None
+    return flat[:: -(-flat.numel() // most)] if flat.numel() else None
 
 
 def _cosine(one: Tensor, other: Tensor | None) -> Tensor:

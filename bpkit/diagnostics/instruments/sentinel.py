@@ -19,8 +19,8 @@ from torch.optim import Optimizer
 
 from bpkit.diagnostics.flow import Flow, tensors
 from bpkit.diagnostics.hooks import Handle, ModuleHook
-from bpkit.diagnostics.instruments.instrument import Figures, Instrument
-from bpkit.diagnostics.instruments.modules import Finite
+from bpkit.diagnostics.instruments.instrument import Figure, Figures, Instrument
+from bpkit.diagnostics.instruments.modules import Deltas, Finite
 from bpkit.diagnostics.network import unwrapped
 from bpkit.diagnostics.sample import Provenance
 from bpkit.diagnostics.subject import Subject
@@ -30,10 +30,10 @@ ELEMENTS = 1 << 16  # elements at most
 
 
 class Sentinel(Instrument):
-    """The columns of `Finite` of each module on a step that was run again; None on every other sample."""
+    """Of each module on a step that was run again, the columns of `Finite` and `Deltas`; None otherwise."""
 
     of = "modules"
-    columns = Finite.columns
+    columns = (*Finite.columns, *Deltas.columns)
     provenance = Provenance("before step", reduced=False)
 
     def __init__(self, subject: Subject) -> None:
@@ -110,10 +110,11 @@ def _run_again(model: nn.Module, args: Any, kwargs: Any, generator: Tensor) -> F
     """
     twin = Subject(copy.deepcopy(unwrapped(model)))
     twin.model.zero_grad()
-    finite = Finite(twin)
-    flow = Flow(twin, [finite])
+    instruments = (Finite(twin), Deltas(twin))
+    flow = Flow(twin, instruments)
     flow.arm()
-    finite.arm()
+    for each in instruments:
+        each.arm()
     with torch.random.fork_rng(), torch.enable_grad():
         torch.set_rng_state(generator)
         outputs = [each for each in tensors(twin.model(*args, **kwargs)) if each.requires_grad]
@@ -122,4 +123,9 @@ def _run_again(model: nn.Module, args: Any, kwargs: Any, generator: Tensor) -> F
             torch.autograd.backward(ends, [torch.randn_like(each) for each in ends])
     flow.on_backward()
     flow.disarm()
-    return finite.read(frozenset(flow.lived | {1}))  # the one call, whether or not a gradient came back
+    lived = frozenset(flow.lived | {1})  # the one call, whether or not a gradient came back
+    found: list[Figure] = []
+    for pair in zip(*(each.read(lived) for each in instruments), strict=True):
+        known = [each if isinstance(each, Tensor) else torch.full((2,), -1.0) for each in pair]
+        found.append(None if pair == (None, None) else torch.cat(known))
+    return found
