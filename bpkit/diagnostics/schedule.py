@@ -21,10 +21,14 @@ class Schedule:
         every: steps from one sample to the next, after the first ones.
         budget: share of the run's time that samples may take in the long run.
         ranks: the processes that train together.
+
+    Attributes:
+        clock: seconds that the run has had; a run that takes turns with others leaves theirs out.
     """
 
     def __init__(self, every: int, budget: float, ranks: Ranks | None = None) -> None:
         self.every, self.budget = every, budget
+        self.clock = time.perf_counter
         self.seconds = 0.0
         self.samples = 0
         self._ranks = ranks or Ranks()
@@ -32,12 +36,12 @@ class Schedule:
         self._costs: deque[float] = deque(maxlen=5)
         self._paces: deque[float] = deque(maxlen=5)
         self._last: tuple[int, float] | None = None
-        self._began = time.perf_counter()
+        self._began = self.clock()
 
     @property
     def share(self) -> float:
         """The part of the time since the watch began that it took itself."""
-        return self.seconds / max(time.perf_counter() - self._began, 1e-9)
+        return self.seconds / max(self.clock() - self._began, 1e-9)
 
     def due(self, step: int) -> bool:
         """Whether this step is sampled."""
@@ -50,7 +54,7 @@ class Schedule:
 
         Medians of five, so that one slow sample, or a pause between two, does not thin a run for good.
         """
-        now = time.perf_counter()
+        now = self.clock()
         self.seconds += seconds
         self.samples += 1
         self._costs.append(seconds)

@@ -1,0 +1,216 @@
+"""`bpkit bench watch`: what watching costs a loop, beside other monitors, in one process.
+
+Every contender trains its own copy of the network; they take turns, a stretch of steps each, so that what
+disturbs the machine disturbs all alike. The first stretches, in which a watch takes samples whatever its
+budget, are told apart from the long run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import bpkit
+from bpkit.bench.networks import ResNet
+
+STRETCH = 20  # steps
+FIRST = 200  # steps that a run begins with: a budget is a share of a long one
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network under one monitor.
+
+    Attributes:
+        network: which.
+        monitor: `"bpkit"`, `"bpkit, with logs"`, `"wandb"`, `"torchmortem"`, `"cockpit"`.
+        step: median seconds of a bare step.
+        beginning: time of the first 200 steps over that of a bare loop.
+        long_run: the same of the steps after them.
+        said: the share of the time that the monitor itself reports, if it does.
+    """
+
+    network: str
+    monitor: str
+    step: float
+    beginning: float
+    long_run: float
+    said: float | None = None
+
+
+@dataclass
+class _Run:
+    """A network in training, with what watches it."""
+
+    model: nn.Module
+    batch: tuple[Tensor, Tensor]
+    watching: Any = None
+    after: Callable[[Tensor], object] = lambda loss: None
+    seconds: list[float] = field(default_factory=list)
+    begun: float = 0.0
+    had: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4)
+
+    def clock(self) -> float:
+        """Seconds of this run's own turns."""
+        return self.had + time.perf_counter() - self.begun
+
+    def steps(self, count: int) -> None:
+        """Train that many steps, and note the seconds of one."""
+        inputs, target = self.batch
+        self.begun = start = time.perf_counter()
+        for _ in range(count):
+            self.optimizer.zero_grad()
+            loss = F.cross_entropy(self.model(inputs), target)
+            loss.backward()
+            self.optimizer.step()
+            self.after(loss)
+        seconds = time.perf_counter() - start
+        self.had += seconds
+        self.seconds.append(seconds / count)
+
+
+class LastState(nn.Module):
+    """An LSTM that classifies by its last state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(64, 128, batch_first=True), nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+class Pooled(nn.Module):
+    """A pre-LN transformer encoder of six layers that classifies by its mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(128, 4, 512, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x).mean(1))
+
+
+def _mlp() -> nn.Module:
+    sizes = [256, 512, 512, 512]
+    layers = [
+        each for i, o in zip(sizes, sizes[1:], strict=False) for each in (nn.Linear(i, o), nn.ReLU())
+    ]
+    return nn.Sequential(*layers, nn.Linear(512, 10))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "MLP": (_mlp, (128, 256)),
+    "ResNet": (partial(ResNet, 16), (16, 3, 32, 32)),
+    "transformer": (Pooled, (8, 64, 128)),
+    "LSTM": (LastState, (32, 48, 64)),
+}
+
+
+def _bpkit(run: _Run, stack: ExitStack, *, logs: bool) -> None:
+    logdir = stack.enter_context(tempfile.TemporaryDirectory()) if logs else None
+    run.watching = stack.enter_context(bpkit.watch(run.model, run.optimizer, logdir=logdir))
+    run.watching.schedule.clock = run.clock
+    run.after = run.watching.loss
+
+
+def _wandb(run: _Run, stack: ExitStack) -> None:
+    import wandb
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    session = wandb.init(mode="offline", dir=folder, project="bench", reinit="create_new")
+    stack.callback(session.finish)
+    session.watch(run.model, log="all", log_freq=50)
+    run.after = lambda loss: session.log({"loss": loss.item()})
+
+
+def _torchmortem(run: _Run, stack: ExitStack) -> None:
+    import torchmortem
+
+    logging.getLogger("torchmortem").setLevel(logging.ERROR)
+    autopsy = torchmortem.Autopsy(run.model, optimizer=run.optimizer)
+    stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+    autopsy.attach()
+    stack.callback(autopsy.detach)
+    run.after = lambda loss: autopsy.step(loss=loss.item())
+
+
+MONITORS: dict[str, Callable[[_Run, ExitStack], None]] = {
+    "bpkit": partial(_bpkit, logs=False),
+    "bpkit, with logs": partial(_bpkit, logs=True),
+    "wandb": _wandb,
+    "torchmortem": _torchmortem,
+}
+
+
+def available() -> list[str]:
+    """Monitors that can be measured here: bpkit's, and those of the others that are installed."""
+    return [
+        name
+        for name in MONITORS
+        if name.startswith("bpkit") or importlib.util.find_spec(name) is not None
+    ]
+
+
+def measure(networks: Iterable[str], monitors: Sequence[str], steps: int) -> Iterator[Row]:
+    """Rows of each network under each monitor.
+
+    Args:
+        networks: names out of `NETWORKS`.
+        monitors: names out of `available()`.
+        steps: of each loop, in all; the first 200 are the beginning.
+    """
+    level = logging.getLogger("bpkit").level
+    logging.getLogger("bpkit").setLevel(logging.CRITICAL)  # noise is trained on: verdicts are beside the point
+    try:
+        for name in networks:
+            yield from _measure(name, monitors, steps)
+    finally:
+        logging.getLogger("bpkit").setLevel(level)
+
+
+def _measure(name: str, monitors: Sequence[str], steps: int) -> Iterator[Row]:
+    make, shape = NETWORKS[name]
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randn(shape, generator=generator), torch.randint(10, shape[:1], generator=generator)
+    runs = {}
+    with ExitStack() as stack:
+        for monitor in ("bare", *monitors):
+            torch.manual_seed(0)
+            runs[monitor] = _Run(make(), batch)
+            if monitor != "bare":
+                MONITORS[monitor](runs[monitor], stack)
+        for _ in range(steps // STRETCH):
+            for run in runs.values():
+                run.steps(STRETCH)
+    bare, first = runs["bare"].seconds, FIRST // STRETCH
+    for monitor in monitors:
+        seconds, watching = runs[monitor].seconds, runs[monitor].watching
+        yield Row(
+            name,
+            monitor,
+            statistics.median(bare),
+            sum(seconds[:first]) / sum(bare[:first]),
+            # A mean: what comes on few steps is what a monitor costs; of ratios, against a drifting machine.
+            statistics.fmean(a / b for a, b in zip(seconds[first:], bare[first:], strict=True)),
+            None if watching is None else watching.schedule.share,
+        )
