@@ -1,21 +1,23 @@
-"""`bpkit bench layers|models|trainer`: bpkit against torch, interleaved in one process."""
+"""`bpkit bench layers|models|trainer`: bpkit against torch; `bpkit bench clinic`: monitors against faults."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
 
 import click
 
-from bpkit.commands._console import announced, print_table
+from bpkit.commands._console import announced, print_table, show_progress
 
 WAYS = ("converted", "handwritten")
 
 
 @click.group(name="bench")
 def bench() -> None:
-    """Measure layers, whole models and the Trainer against torch's own."""
+    """Measure layers, whole models and the Trainer against torch's own, and verdicts against faults."""
 
 
 @bench.command()
@@ -152,3 +154,109 @@ def trainer(as_json: bool) -> None:
         return
     click.echo(f"bare loop  {times['bare'] * 1e6:.0f} µs a step")
     click.echo(f"Trainer    {times['trainer'] * 1e6:.0f} µs a step, {ratio:.2f} times (bar: {MOST_TIMES})")
+
+
+@bench.command()
+@click.argument("networks", nargs=-1)
+@click.option("--steps", default=2000, show_default=True, help="Steps of each loop.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def watch(networks: tuple[str, ...], steps: int, as_json: bool) -> None:
+    """What `bpkit.watch` costs a loop, beside wandb.watch and torchmortem where they are installed.
+
+    NETWORKS are MLP, ResNet, transformer, LSTM, and all by default.
+    """
+    from bpkit.bench.watch import FIRST, NETWORKS, available, measure
+    from bpkit.core.errors import BpkitError, unknown_name
+
+    for name in networks:
+        if name not in NETWORKS:
+            raise unknown_name("network", name, NETWORKS)
+    if steps < 2 * FIRST:
+        raise BpkitError(f"--steps {steps}: at least {2 * FIRST}, for a budget is a share of a long run")
+    rows = list(measure(announced(list(networks or NETWORKS)), available(), steps))
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    columns = ("network", "step ms", "monitor", f"first {FIRST} steps", "after them", "says itself")
+    print_table(
+        columns,
+        [
+            (
+                row.network,
+                f"{row.step * 1e3:.2f}",
+                row.monitor,
+                f"{row.beginning:.2f}",
+                f"{row.long_run:.3f}",
+                "" if row.said is None else f"{row.said:.1%}",
+            )
+            for row in rows
+        ],
+        right=("step ms", f"first {FIRST} steps", "after them", "says itself"),
+    )
+    click.echo("time of a loop under a monitor over that of a bare one; what the watch says that it took")
+
+
+@bench.command()
+@click.argument("names", nargs=-1)
+@click.option(
+    "--data",
+    "directory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Directory with mnist10k, tinyshakespeare, fsdd, multi30k: the rows that need one of them run too.",
+)
+@click.option(
+    "--part",
+    type=click.Choice(["tuning", "reporting"]),
+    default="reporting",
+    show_default=True,
+    help="Rows that diagnostics may be tuned on, or those with other seeds, networks and data.",
+)
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each row.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write JSON here.")
+@click.option("--against", default="", metavar="NAMES", help="Other monitors: torchmortem,thresholds.")
+@click.option("--budget", default=0.03, show_default=True, help="`bpkit.watch`'s share of the time.")
+def clinic(
+    names: tuple[str, ...],
+    directory: Path | None,
+    part: Literal["tuning", "reporting"],
+    seeds: int,
+    jobs: int,
+    json_file: Path | None,
+    against: str,
+    budget: float,
+) -> None:
+    """Seeded faults and healthy runs, or those whose names hold one of NAMES: what a watch says of them.
+
+    A fault is found when a finding of a fitting kind comes at warning or above; on a healthy run any such
+    finding is a false alarm. Every monitor watches a training of its own from the same seed.
+    """
+    from bpkit.bench.clinic import harness, report, score
+    from bpkit.bench.clinic.data import available
+    from bpkit.bench.clinic.tables import cases
+
+    known = [case.name for case in cases(part, available(directory))]
+    others, absent = report.rivals(against)
+    for name in absent:
+        click.echo(f"{name}: left out; pip install {name} to compare with it", err=True)
+    planned = harness.plan(report.chosen(names, known), part, seeds, ("bpkit", *others), directory, budget)
+    outcomes = []
+    for job, outcome in zip(planned, harness.run(planned, jobs), strict=True):
+        outcomes.append(outcome)
+        show_progress(f"{len(outcomes)}/{len(planned)} {job.name} {job.contender}")
+    show_progress("")
+    if json_file is not None:
+        json_file.write_text(json.dumps(score.as_json(outcomes), indent=2) + "\n")
+    print_table(
+        ("run", "kinds that count", "bpkit", *others),
+        report.rows(outcomes),
+        styles=lambda heading, cell: "red" if cell.startswith(("missed", "alarm", "invalid")) else "",
+    )
+    click.echo("")
+    print_table(report.TOTALS, report.totals(outcomes), right=report.TOTALS[1:-1])
+    click.echo("found: of faulty runs; bars: found 95 %, false alarms 2 % of healthy runs, right layer 90 %")
+    for line in score.complaints([each for each in outcomes if each.contender == "bpkit"]):
+        click.echo(line)
+    disturbed = score.disturbed(outcomes)
+    if disturbed:
+        click.echo(f"trained differently under different monitors: {', '.join(disturbed)}")

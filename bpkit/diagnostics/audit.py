@@ -59,9 +59,9 @@ class Judgement:
 class Audit(Diagnostic):
     """Runs modules again by hand and by autograd; names those whose backward is wrong.
 
-    Hand-written modules, and modules in whose forward custom Functions are used. A Function is compared with
-    autograd through its own `forward`; one whose backward is another on purpose (straight-through, gradient
-    reversal) has to be excluded.
+    Hand-written modules, and modules in whose forward custom Functions are used; of a hand-written composite
+    its parts. A Function is compared with autograd through its own `forward`; one whose backward is another
+    on purpose (gradient reversal) has to be excluded. What it takes counts towards the watch's budget.
 
     Args:
         layers: modules a sample; the next ones have their turn in the next.
@@ -105,6 +105,7 @@ class Audit(Diagnostic):
         for name, call in calls.items():
             self._try(name, call)
         self.skipped.update(self._captures.failed)
+        self._captures.failed.clear()
         self.errors.update(self._now)
         if self._wrong:
             yield self._finding(sample)
@@ -129,8 +130,9 @@ class Audit(Diagnostic):
             self.skipped.pop(name, None)
         except NoReferenceError as reason:
             self.skipped[name] = str(reason)
-        except Exception as error:  # a module that cannot be run twice, a forward that autograd cannot follow
-            self.skipped[name] = f"could not be run again: {error!r}"
+        except Exception as error:  # a module that cannot be run twice, a kernel that torch lacks
+            said = str(error).strip().splitlines() or [repr(error)]
+            self.skipped[name] = f"could not be run again: {said[0]}"
 
     def _finding(self, sample: Sample) -> Finding:
         trial, found = max(self._wrong.values(), key=lambda each: each[1].truth)

@@ -7,9 +7,9 @@ turn.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +24,6 @@ from bpkit.diagnostics.hooks import Handle
 from bpkit.diagnostics.instruments.instrument import Figures, Instrument
 from bpkit.diagnostics.network import leaves, unwrapped
 from bpkit.diagnostics.subject import Subject
-
-logger = logging.getLogger("bpkit")
 
 Functions = frozenset[type[torch.autograd.Function]]
 
@@ -96,7 +94,7 @@ class Captures(Instrument):
         self.close()
         self.calls = {}
         if self.subject.compiled:
-            self.failed["the model"] = "runs compiled, where no call can be seen"
+            self.failed["model"] = "runs compiled, where no call can be seen"
             return
         names = {id(module): name for name, module in unwrapped(self.subject.model).named_modules()}
         names.update((id(module), name) for name, module in leaves(self.subject.model))
@@ -148,6 +146,8 @@ class Captures(Instrument):
             started.clear()
             if unseen() or not torch.is_grad_enabled() or (_again() and name in self.calls):
                 return
+            if any(map(nn.parameter.is_lazy, (*module.parameters(), *module.buffers()))):
+                return  # it takes its shape in this call; its turn comes again
             known = self.calls.get(name)
             if known is None or not known.deltas:
                 started.append(_call(name, module, args, kwargs, self._found.get(name, frozenset())))
@@ -156,12 +156,15 @@ class Captures(Instrument):
             if not started or unseen():
                 return
             call = started.pop()
+
+            def note(place: int, delta: Tensor) -> None:
+                if not unseen():
+                    call.deltas[place] = delta.detach()
+
             for place, tensor in enumerate(tensors(output)):
                 if tensor.requires_grad:
                     self.calls[name] = call
-                    tensor.register_hook(
-                        lambda delta, place=place: call.deltas.update({place: delta.detach()})
-                    )
+                    tensor.register_hook(partial(note, place))
 
         self._hooks.append(module.register_forward_pre_hook(self._guarded(name, before), with_kwargs=True))
         self._hooks.append(module.register_forward_hook(self._guarded(name, after), prepend=True))
@@ -183,7 +186,11 @@ class Captures(Instrument):
             }
             self._claimed |= nodes
             functions = frozenset(node._forward_cls for node in nodes)
-            own = frozenset(each for each in functions if each.__name__ not in self.exclude)
+            own = frozenset(
+                each
+                for each in functions
+                if each.__name__ not in self.exclude and not each.__module__.startswith("torch.")
+            )
             if own and not isinstance(module, Handwritten):
                 self._found[name] = self._found.get(name, frozenset()) | own
 

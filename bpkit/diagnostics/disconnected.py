@@ -62,7 +62,8 @@ def _advice(layers: tuple[str, ...], unused: list[str], *, seen: bool) -> str:
     parts = []
     if unused and seen:
         parts.append(
-            f"{_named(unused)} is never called: use it in the forward, or take it out of the model and the optimizer"
+            f"{_named(unused)} is never called: use it in the forward, or take it out of the model and "
+            f"the optimizer"
         )
     if cut or not seen:
         parts.append(

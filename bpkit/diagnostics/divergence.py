@@ -1,11 +1,13 @@
 """Divergence: the loss rises and stays up, or is no number any more; and spikes, from which a run recovers.
 
-*Divergence* is measured against the run's own best: the loss has risen from it by a good part of what it started
-with, by far more than its noise, through a whole window. An adversary's loss rises as its opponent learns, so
-the gradient has to say the same: it has grown well beyond what it was when the loss was at its best.
+*Divergence* is measured against the run's own best: the loss has risen from it by a good part of what it
+started with, by far more than its noise, through a whole window. An adversary's loss rises as its opponent
+learns, so the gradient has to say the same: it has grown well beyond what it was when the loss was at its
+best.
 
-*A spike* is one loss far above its neighbours' spread. The last steps before it are then written to the logdir
-(`spike-STEP.json`): losses, batch ids where the loop gives them (`watcher.batch(ids)`), norms by layer.
+*A spike* is one loss far above its neighbours' spread. The last steps before it are then written to the
+logdir (`spike-STEP.json`): losses, batch ids where the loop gives them (`watcher.batch(ids)`), norms by
+layer.
 """
 
 from __future__ import annotations
@@ -123,11 +125,13 @@ class Divergence(Diagnostic):
 
 
 _NOT_FINITE = (
-    "the loss is not finite: see the finding nonfinite for who made it first; without one the gradient is still "
+    "the loss is not finite: see the finding nonfinite for who made it first; without one the gradient "
+    "is still "
     "finite, and the loss alone takes a log or a division of zero"
 )
 _RISEN = (
-    "the loss rises and stays up: go back to a checkpoint from before, lower the learning rate (look at its schedule "
+    "the loss rises and stays up: go back to a checkpoint from before, lower the learning rate (look at "
+    "its schedule "
     "around this step) or warm it up, and clip the gradient with torch.nn.utils.clip_grad_norm_"
 )
 _SPIKE = "one loss stands far above those around it: look at that batch."

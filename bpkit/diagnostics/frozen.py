@@ -1,8 +1,8 @@
 """Frozen: parameters that require no gradient, where that looks like a mistake.
 
-A frozen backbone, embeddings or normalisations, and everything but the adapters, are frozen on purpose: they are
-the front of the network, or most of it. A few layers that are frozen behind ones that train, a head above all, are
-not; nor are a few at the front that the optimizer was given to train.
+A frozen backbone, embeddings or normalisations, and everything but the adapters, are frozen on purpose:
+they are the front of the network, or most of it. A few layers that are frozen behind ones that train, a
+head above all, are not; nor are a few at the front that the optimizer was given to train.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Frozen(Diagnostic):
                 if behind and few
                 else f"'{where[0]}' requires no gradient, as a backbone that is frozen on purpose"
                 if severity == "info"
-                else f"'{where[0]}' requires no gradient, but the optimizer was given its parameters: if it is to "
+                else f"'{where[0]}' requires no gradient, but the optimizer was given its parameters: "
+                f"if it is to "
                 "train, call requires_grad_(True) on it"
             ),
         )

@@ -1,7 +1,7 @@
 """Activations that a model calls as functions, found on its graph: `torch.relu(self.linear(x))`.
 
-They are no modules, so no hook sees them. What they are, and which module's output they take, follows from the
-graph of one forward; from then on that module's output is read as the activation's input.
+They are no modules, so no hook sees them. What they are, and which module's output they take, follows from
+the graph of one forward; from then on that module's output is read as the activation's input.
 """
 
 from __future__ import annotations

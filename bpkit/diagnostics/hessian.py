@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bpkit.core.errors import BpkitError
+from bpkit.core.graph import name, nodes
 from bpkit.diagnostics.aside import undisturbed
 
 Closure = Callable[[], Tensor]
@@ -69,6 +70,11 @@ class Hessian:
             loss = self._closure()
             if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
                 raise BpkitError(f"curvature: closure() must give a scalar loss with a graph, not {loss!r}")
+            if any(name(node) == "CheckpointFunction" for node in nodes([loss])):
+                # Its parameters are not in this graph: their gradient would be taken for zero.
+                raise BpkitError(
+                    "curvature: checkpoint with use_reentrant=False has second derivatives alone"
+                )
             self._gradients = torch.autograd.grad(
                 loss.sum(), self._parameters, create_graph=True, materialize_grads=True
             )

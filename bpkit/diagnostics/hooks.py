@@ -16,7 +16,8 @@ from torch.optim.optimizer import (
 
 from bpkit.core.errors import BpkitError
 
-_NOTHING = logging.getLogger("bpkit.hooks").debug
+_SILENT = logging.getLogger("bpkit.hooks")
+_NOTHING = _SILENT.debug
 
 StepHook = Callable[[Optimizer], None]
 
@@ -37,7 +38,7 @@ class ModuleHook:
         return _NOTHING
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (_NOTHING.__self__, "debug")
+        return getattr, (_SILENT, "debug")
 
 
 class Handle(Protocol):

@@ -1,4 +1,4 @@
-"""Whether a run has surely learned nothing, or something, told from its losses: what some verdicts rest on."""
+"""Whether a run has surely learned nothing, or something, told from its losses: verdicts rest on it."""
 
 from __future__ import annotations
 

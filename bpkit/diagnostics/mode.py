@@ -1,9 +1,9 @@
-"""Mode: normalisations and dropout that run as if it were evaluation while the model trains, or the other way.
+"""Mode: normalisations and dropout that run as in evaluation while the model trains, or the other way.
 
-BatchNorm in `eval()` normalises by running statistics that nobody updates; that is right for a backbone that is
-frozen, whose scale and shift then require no gradient, and a mistake for one that trains. A model left in
-`eval()` after a validation has no dropout any more; one validated in training mode has it on, and lets the
-validation data into its running statistics.
+BatchNorm in `eval()` normalises by running statistics that nobody updates; that is right for a backbone
+that is frozen, whose scale and shift then require no gradient, and a mistake for one that trains. A model
+left in `eval()` after a validation has no dropout any more; one validated in training mode has it on, and
+lets the validation data into its running statistics.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ class Mode(Diagnostic):
                 sample,
                 names,
                 {"modules_in_eval": len(asleep), "modules": len(modes)},
-                f"'{names[0]}' ({asleep[0].kind}) is in eval() while the model trains: call model.train() after every "
-                "evaluation; to keep its statistics on purpose, freeze its parameters as well (requires_grad_(False))",
+                f"'{names[0]}' ({asleep[0].kind}) is in eval() while the model trains: call "
+                f"model.train() after every "
+                "evaluation; to keep its statistics on purpose, freeze its parameters as well "
+                "(requires_grad_(False))",
             )
         self._validated += len(sample.validations)
         awake = [module for module, each in modes.items() if each["validated_in_training"]]
@@ -53,7 +55,8 @@ class Mode(Diagnostic):
                 sample,
                 names,
                 {"evaluations": float(self._validated), "modules": len(awake)},
-                f"'{names[0]}' ({awake[0].kind}) is in training mode while validation data passes: call model.eval() "
+                f"'{names[0]}' ({awake[0].kind}) is in training mode while validation data passes: call "
+                f"model.eval() "
                 "before evaluating and model.train() after it",
             )
 

@@ -8,8 +8,8 @@ batches of 1 and B):
     tr Σ = (mean ‖g_n‖² - ‖G_B‖²) B / (B - 1)        ‖G‖² = (B ‖G_B‖² - mean ‖g_n‖²) / (B - 1)
 
 Their ratio, tr Σ / ‖G‖², is the *noise scale*: the batch at which noise and signal are of one size, beyond
-which larger batches help little. The signal-to-noise ratio of a batch is ‖G‖ / √(tr Σ / B). Both are of means over
-`WINDOW` samples; a signal too small for these to resolve is taken to be as large as they can miss.
+which larger batches help little. The signal-to-noise ratio of a batch is ‖G‖ / √(tr Σ / B). Both are of means
+over `WINDOW` samples; a signal too small for these to resolve is taken to be as large as they can miss.
 
 Much noise is no fault: near a minimum every gradient is. A verdict wants a noise scale far above the batch,
 successive gradients whose directions have nothing to do with one another, and a loss that has surely gone
@@ -141,7 +141,7 @@ class Noise(Diagnostic):
 
 
 def scale(window: Iterable[Estimate]) -> float:
-    """Tr Σ / ‖G‖² of the means over a window; a signal that it cannot resolve counts as tr Σ / (B √window)."""
+    """Noise over signal, in their means over a window; a signal below tr Σ / (B √window) counts as that."""
     traces, signals, batches = zip(*window, strict=True)
     trace = max(fmean(traces), 1e-300)
     return trace / max(fmean(signals), trace / (fmean(batches) * sqrt(len(traces))))

@@ -1,10 +1,10 @@
 """Nonfinite: NaN or infinity among the gradients, and who made it first.
 
-One step spreads it to every weight, and all layers then have it: what counts is the first producer. It is the
-one whose own inputs were finite: the batch, a module in its forward, what stands between two modules, the loss, a
-module in its backward, or the optimizer. On a sampled step that is seen as it happens; on any other the
-step is run once more on a copy (`Sentinel`). Steps that a loss scaler skips never get here: there overflow is how
-the scale is found.
+One step spreads it to every weight, and all layers then have it: what counts is the first producer. It is
+the one whose own inputs were finite: the batch, a module in its forward, what stands between two modules,
+the loss, a module in its backward, or the optimizer. On a sampled step that is seen as it happens; on any
+other the step is run once more on a copy (`Sentinel`). Steps that a loss scaler skips never get here: there
+overflow is how the scale is found.
 """
 
 from __future__ import annotations
@@ -112,8 +112,10 @@ class _Seen:
             layer = self._bad_weights[0]
             return Producer(
                 tuple(self._bad_weights),
-                f"the optimizer: weights, of '{layer}' first, were no longer finite when step {self._step} began, "
-                "though its gradients had been: go back to a checkpoint from before, lower the learning rate, and "
+                f"the optimizer: weights, of '{layer}' first, were no longer finite when step "
+                f"{self._step} began, "
+                "though its gradients had been: go back to a checkpoint from before, lower the learning "
+                "rate, and "
                 "look for a division by zero in the update (eps of Adam, a rate that is not finite)",
             )
         if not self._order:
@@ -127,19 +129,22 @@ class _Seen:
             if each.inputs and before is None:
                 return Producer(
                     (name,),
-                    f"the batch: the input of '{name}', the first module, is not finite: look for missing values, "
+                    f"the batch: the input of '{name}', the first module, is not finite: look for "
+                    f"missing values, "
                     "a division by a standard deviation of zero or a log of zero where the data is prepared",
                 )
             if each.inputs and before not in self._usual:
                 return Producer(
                     (before or name, name),
-                    f"the forward, between '{before}', whose output is finite, and '{name}', whose input is not: "
+                    f"the forward, between '{before}', whose output is finite, and '{name}', whose "
+                    f"input is not: "
                     "look at what the model computes there (sqrt, log, division, exp)",
                 )
             if each.outputs and name not in self._usual:
                 return Producer(
                     (name,),
-                    f"'{name}' ({kind}), in its forward: its input is finite, its output is not. Look for log, "
+                    f"'{name}' ({kind}), in its forward: its input is finite, its output is not. Look "
+                    f"for log, "
                     "sqrt or division at 0 and exp of large numbers in it; a clamp or an eps keeps it finite",
                 )
             before = name
@@ -155,15 +160,18 @@ class _Seen:
                 if behind is not None:
                     return Producer(
                         (name, behind),
-                        f"the backward, between '{behind}' and '{name}': the gradient that leaves '{behind}' is "
+                        f"the backward, between '{behind}' and '{name}': the gradient that leaves "
+                        f"'{behind}' is "
                         f"finite, that which reaches '{name}' is not. Look at what stands between them for a "
                         "slope that is infinite (sqrt or norm at 0) or a 0 times infinity behind torch.where",
                     )
             if _bad(each.back):
                 return Producer(
                     (name,),
-                    f"'{name}' ({kind}), in its backward: all outputs are finite, and the gradient that it hands "
-                    "on is not. A slope in it is infinite (sqrt or norm at 0, a power below 1), or torch.where "
+                    f"'{name}' ({kind}), in its backward: all outputs are finite, and the gradient that "
+                    f"it hands "
+                    "on is not. A slope in it is infinite (sqrt or norm at 0, a power below 1), or "
+                    "torch.where "
                     "hides a branch whose gradient is 0 times infinity: keep its argument away from there",
                 )
             if each.out is not None and isfinite(each.out) and each.out >= 0:
@@ -179,7 +187,8 @@ def _bad(norm: float | None) -> bool:
 def _loss(name: str) -> Producer:
     return Producer(
         (name,),
-        f"the loss: the output of '{name}' is finite, and the gradient that the loss gives for it is not. Look for "
+        f"the loss: the output of '{name}' is finite, and the gradient that the loss gives for it is "
+        f"not. Look for "
         "log, sqrt or division at 0 in the loss, use its form on logits (cross_entropy, binary_cross_entropy_"
         "with_logits), and, after steps that were exploding, for plain overflow",
     )

@@ -1,8 +1,8 @@
 """Overfit: the loss on data that is not trained on rises, or stays far behind, while the training loss falls.
 
-Needs `watcher.validation(loss)`, the same loss as is trained on. The gap is measured in what the validation loss
-was at the start, so that it means the same for any loss; a gap that the run had from the start (dropout, label
-smoothing, augmentation in training only) is taken off it.
+Needs `watcher.validation(loss)`, the same loss as is trained on. The gap is measured in what the validation
+loss was at the start, so that it means the same for any loss; a gap that the run had from the start
+(dropout, label smoothing, augmentation in training only) is taken off it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Overfit(Diagnostic):
                 "step_of_best": float(self._pairs[best][0]),
             },
             advice=(
-                f"the validation loss was best at step {self._pairs[best][0]}: stop there, or regularise (weight decay, "
+                f"the validation loss was best at step {self._pairs[best][0]}: stop there, or "
+                f"regularise (weight decay, "
                 "dropout, augmentation, a smaller model), or get more data"
             ),
         )

@@ -64,8 +64,10 @@ class Plateau(Diagnostic):
                 "learning_rate": rate,
             },
             advice=(
-                f"the loss has not moved from {series.start:.4g} in {sample.step} steps: raise the learning rate from "
-                f"{rate:.3g} by tens until it does, look whether inputs and targets belong together (overfit one batch "
+                f"the loss has not moved from {series.start:.4g} in {sample.step} steps: raise the "
+                f"learning rate from "
+                f"{rate:.3g} by tens until it does, look whether inputs and targets belong together "
+                f"(overfit one batch "
                 "first), and at the other findings"
                 if flat
                 else "the loss has begun to fall"
@@ -74,7 +76,7 @@ class Plateau(Diagnostic):
 
 
 def falling(series: Series) -> bool:
-    """Whether the last third of the run lies below the middle third, by more than the noise of their means."""
+    """Whether the last third of the run lies below the middle one, by more than the noise of their means."""
     values = [value for _, value in series.blocks]
     third = len(values) // 3
     if third < 3:

@@ -17,12 +17,14 @@ from bpkit.diagnostics.frozen import Frozen
 from bpkit.diagnostics.gain import Gain
 from bpkit.diagnostics.gradient_norm import GradientNorms
 from bpkit.diagnostics.mode import Mode
+from bpkit.diagnostics.noise import Noise
 from bpkit.diagnostics.nonfinite import Nonfinite
 from bpkit.diagnostics.overfit import Overfit
 from bpkit.diagnostics.plateau import Plateau
 from bpkit.diagnostics.saturated import Saturated
 from bpkit.diagnostics.scale import Scale
 from bpkit.diagnostics.stuck import Stuck
+from bpkit.diagnostics.time_lag import TimeLags
 from bpkit.diagnostics.update_ratio import UpdateRatio
 from bpkit.diagnostics.vanishing import Vanishing
 from bpkit.diagnostics.zero import Zero
@@ -58,6 +60,13 @@ _DEFAULT: tuple[tuple[str, type[Diagnostic], tuple[str, ...], str], ...] = (
     ("overfit", Overfit, ("overfit",), "training and validation loss come apart"),
     ("scale", Scale, ("scale",), "inputs, half-precision errors and loss scales out of proportion"),
     ("mode", Mode, ("mode",), "modules in the wrong mode"),
+    ("noise", Noise, ("noise",), "gradient noise scale; batches whose gradient is chance"),
+    (
+        "time_lag",
+        TimeLags,
+        ("vanishing", "exploding"),
+        "the gradient dies out, or grows, over the time steps of a recurrent layer",
+    ),
 )
 
 _OPT_IN: tuple[tuple[str, type[Diagnostic], tuple[str, ...], str], ...] = (

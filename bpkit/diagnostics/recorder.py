@@ -1,7 +1,7 @@
 """`Recorder`: the last steps of a run, kept for the moment when something goes wrong.
 
-A flight recorder: a bounded ring of what was seen at each step (loss, batch ids where they were given, norms where
-the step was sampled), written out as JSON when a loss spikes.
+A flight recorder: a bounded ring of what was seen at each step (loss, batch ids where they were given,
+norms where the step was sampled), written out as JSON when a loss spikes.
 """
 
 from __future__ import annotations

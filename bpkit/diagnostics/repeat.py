@@ -61,7 +61,7 @@ def repeat(
     }
     wanted.update({name: each for name, each in module.named_parameters() if each.requires_grad})
     with ExitStack() as stack:
-        stack.enter_context(generators_kept(call.given))
+        stack.enter_context(generators_kept([*call.given, *module.parameters()]))
         torch.set_rng_state(call.generators[0])
         if call.generators[1] is not None:
             torch.cuda.set_rng_state(call.generators[1], call.device)

@@ -1,7 +1,7 @@
 """Saturated: a bounded activation stands at its bounds, where its slope lets next to no gradient through.
 
-An output counts as saturated where the slope is a twentieth of the steepest or less (tanh beyond ±0.975). Glorot
-& Bengio (2010) watch for the same. The last activation of a model may saturate: that is certainty.
+An output counts as saturated where the slope is a twentieth of the steepest or less (tanh beyond ±0.975).
+Glorot & Bengio (2010) watch for the same. The last activation of a model may saturate: that is certainty.
 """
 
 from __future__ import annotations
@@ -106,8 +106,10 @@ def _advice(sample: Sample, layer: str, sources: tuple[str, ...]) -> str:
     first = source == next((name for name in called if name in fed), None)
     if first and size > 3:
         return (
-            f"the inputs of '{source}' have a root mean square of {size:.3g}: normalise the data to mean 0 and "
-            f"variance 1 (or put a normalisation layer first); {kind} '{layer}' then stays where it has a slope"
+            f"the inputs of '{source}' have a root mean square of {size:.3g}: normalise the data to "
+            f"mean 0 and "
+            f"variance 1 (or put a normalisation layer first); {kind} '{layer}' then stays where it has "
+            f"a slope"
         )
     return (
         f"'{source}' gives values too large for the {kind} '{layer}': initialise its weights with "

@@ -1,9 +1,9 @@
 """Scale: numbers of a size that their dtype, or the network, is not made for.
 
-*Inputs* far from a variance of 1, into a layer with weights: initialisation assumes that size (LeCun et al. 1998,
-section 4.3), and with it every rate. *Half precision*: float16 holds nothing below 6e-8, and only a few digits below
-6e-5; errors δ that small vanish one by one. A loss scale (`torch.amp.GradScaler`) lifts them; one that
-has fallen to nothing says that they overflow instead.
+*Inputs* far from a variance of 1, into a layer with weights: initialisation assumes that size (LeCun et al.
+1998, section 4.3), and with it every rate. *Half precision*: float16 holds nothing below 6e-8, and only a
+few digits below 6e-5; errors δ that small vanish one by one. A loss scale (`torch.amp.GradScaler`) lifts
+them; one that has fallen to nothing says that they overflow instead.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ class Scale(Diagnostic):
                     sample,
                     (first,),
                     {"input_rms": size},
-                    f"the inputs of '{first}' have a root mean square of {size:.3g}: bring the data to mean 0 and "
-                    "variance 1 (subtract the training set's mean, divide by its standard deviation), or put a "
+                    f"the inputs of '{first}' have a root mean square of {size:.3g}: bring the data to "
+                    f"mean 0 and "
+                    "variance 1 (subtract the training set's mean, divide by its standard deviation), "
+                    "or put a "
                     "normalisation layer first",
                 )
         if len(self._lost) == WINDOW:
@@ -69,7 +71,8 @@ class Scale(Diagnostic):
                 sample,
                 (),
                 {"loss_scale": self._scales[-1]},
-                f"the loss scale has come down to {self._scales[-1]:.3g}: something overflows float16 at every step. "
+                f"the loss scale has come down to {self._scales[-1]:.3g}: something overflows float16 "
+                f"at every step. "
                 "Keep that part in float32 (torch.autocast(enabled=False)), clip, or use bfloat16",
             )
 

@@ -1,8 +1,9 @@
 """Stuck: a parameter with a gradient that does not move.
 
-No optimizer holds it, its group has a rate of zero, or its dtype is too coarse: in bfloat16 the next number after w
-is w/256 away, and a smaller update is rounded to none. Whether it moves is measured, not looked up, so that two
-optimizers with a part each, and groups that a schedule has at zero for a while, are judged by what they do.
+No optimizer holds it, its group has a rate of zero, or its dtype is too coarse: in bfloat16 the next number
+after w is w/256 away, and a smaller update is rounded to none. Whether it moves is measured, not looked up,
+so that two optimizers with a part each, and groups that a schedule has at zero for a while, are judged by
+what they do.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ _ADVICE = {
     "held by no optimizer": "'{layer}' has a gradient, and no optimizer moves it: add its parameters to one "
     "(a layer that was made after the optimizer, or replaced, is not in it)",
     "rate": "the learning rate of '{layer}' is 0: look at its parameter group and at the schedule",
-    "rounding": "the updates of '{layer}' are rounded away: its dtype has no number so near. Keep the weights in "
+    "rounding": "the updates of '{layer}' are rounded away: its dtype has no number so near. Keep the "
+    "weights in "
     "float32 (autocast, in place of a model in bfloat16), raise the rate, or round stochastically",
 }

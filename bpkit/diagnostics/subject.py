@@ -66,7 +66,7 @@ class Subject:
         return any(map(is_sharded, self.parameters))
 
     def activation(self, place: int) -> str:
-        """What a module is, or what is done to its output: `"ReLU"` for a ReLU and for a layer before `F.relu`."""
+        """What a module is, or what is done to its output: `"ReLU"` for a ReLU and what `F.relu` takes."""
         return (self.functional or {}).get(place) or self.network.modules[place].kind
 
     def look_again(self) -> bool:

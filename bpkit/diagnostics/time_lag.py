@@ -1,13 +1,14 @@
 """Vanishing and exploding in time: how a recurrent layer's error fares on its way to earlier steps.
 
-At every step back it is multiplied by the cell's Jacobian, W_hhᵀ diag φ′ for a plain one: l steps earlier it is
-about λˡ of what it was, and unless λ is near 1 it has died out, or burst, within some tens of steps (Hochreiter
-1991; Bengio, Simard & Frasconi 1994; Pascanu, Mikolov & Bengio 2013). The weights see the sum over all steps,
-in which the near ones hide that the far ones are lost; so it is measured by lag (`instruments/time_lag.py`).
+At every step back it is multiplied by the cell's Jacobian, W_hhᵀ diag φ′ for a plain one: l steps earlier it
+is about λˡ of what it was, and unless λ is near 1 it has died out, or burst, within some tens of steps
+(Hochreiter 1991; Bengio, Simard & Frasconi 1994; Pascanu, Mikolov & Bengio 2013). The weights see the sum
+over all steps, in which the near ones hide that the far ones are lost; so it is measured by lag
+(`instruments/time_lag.py`).
 
 A short memory is no fault in itself: a task that needs none is learned, and the gradient over long lags
 need not be there. *Vanishing* is a finding where the run has surely learned nothing. *Exploding* is one
-unless the run learns in spite of it, as with a clip.
+unless the run learns in spite of it, as with a clip; at once where numbers have come to an end.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from math import inf, isfinite
+from math import isfinite
 from statistics import median
 
 from bpkit.core.finding import Finding
@@ -45,10 +46,8 @@ class TimeLags(Diagnostic):
         now = {name: sample.by_module(TimeLag, name) for name in TimeLag.columns}
         for layer, first in now["first"].items():
             figures = {name: values[layer] for name, values in now.items()}
-            if first > 0 and figures["steps"] > 0:
+            if figures["steps"] > 0 and first != 0:
                 self._layers.setdefault(layer, _Layer()).add(figures)
-        if not self._layers:
-            return
         if learned_something(sample):
             for finding in self._seen.values():
                 yield replace(finding, severity="info")
@@ -73,7 +72,7 @@ class TimeLags(Diagnostic):
         last = layers[worst].last
         self._seen[kind] = Finding(
             kind=kind,
-            severity="warning",
+            severity="critical" if layers[worst].burst else "warning",
             layers=tuple(layers),
             step=sample.step,
             last_step=sample.step,
@@ -90,19 +89,23 @@ class TimeLags(Diagnostic):
 
 @dataclass
 class _Layer:
-    """What the last samples say of a layer."""
+    """What the last samples say of a layer; `burst`: numbers have ended after it grew."""
 
     ratios: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     last: Mapping[str, float] = field(default_factory=dict)
+    burst: bool = False
 
     def add(self, figures: Mapping[str, float]) -> None:
         ratio = figures["last"] / figures["first"]
-        self.ratios.append(ratio if isfinite(ratio) else inf)
-        self.last = figures
+        if isfinite(ratio):
+            self.ratios.append(ratio)
+            self.last = figures
+        elif self.ratios:
+            self.burst |= self.ratios[-1] > EXPLODED
 
     @property
     def ratio(self) -> float:
-        return median(self.ratios)
+        return median(self.ratios) if self.ratios else 1.0
 
     @property
     def vanishes(self) -> bool:
@@ -111,7 +114,7 @@ class _Layer:
     @property
     def explodes(self) -> bool:
         recent = list(self.ratios)[-IN_A_ROW:]
-        return len(recent) == IN_A_ROW and min(recent) > EXPLODED
+        return self.burst or (len(recent) == IN_A_ROW and min(recent) > EXPLODED)
 
 
 def _advice(sample: Sample, kind: str, layer: str, figures: Mapping[str, float]) -> str:
@@ -121,16 +124,15 @@ def _advice(sample: Sample, kind: str, layer: str, figures: Mapping[str, float])
     if kind == "exploding":
         return (
             f"{factor}: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) before the step, start its "
-            "weight_hh with torch.nn.init.orthogonal_, and let the gradient go back fewer steps (detach the state "
-            "between pieces of the sequence)"
+            "weight_hh with torch.nn.init.orthogonal_, and let the gradient go back fewer steps (detach the "
+            "state between pieces of the sequence)"
         )
     reach = f"{factor}, so that it reaches {figures['memory']:.0f} of {figures['steps']:.0f} steps back"
     orthogonal = "start its weight_hh with torch.nn.init.orthogonal_"
     if "LSTM" in cell or "GRU" in cell:
-        gate = "forget" if "LSTM" in cell else "update"
-        return f"{reach}: start the bias of its {gate} gate at 1 or more ({_gate(sample, layer, cell)}), {orthogonal}" + (
-            "" if figures["factor"] > DEAD else ", and look whether the gates saturate"
-        )
+        gate = f"{'forget' if 'LSTM' in cell else 'update'} gate at 1 or more ({_gate(sample, layer, cell)})"
+        closed = ", and look whether the gates saturate" if figures["factor"] < DEAD else ""
+        return f"{reach}: start the bias of its {gate}, {orthogonal}{closed}"
     return f"{reach}: {orthogonal} (or torch.nn.init.eye_ with ReLU), or use LSTM or GRU in its place"
 
 

@@ -17,7 +17,8 @@ from torch.autograd.function import BackwardCFunction
 from bpkit.core.graph import nodes
 from bpkit.core.module import Handwritten
 from bpkit.diagnostics.capture import Call
-from bpkit.diagnostics.repeat import Gradients, Wide, near, precision, repeat
+from bpkit.diagnostics.hessian import twice_differentiable
+from bpkit.diagnostics.repeat import Gradients, Run, Wide, near, precision, repeat
 from bpkit.diagnostics.uses import NoReferenceError, Used, recorded
 from bpkit.plugins.registry import registry
 from bpkit.swap import revert, twins
@@ -57,7 +58,7 @@ class ModuleTrial:
         self._reference = _by_torch(call.module)
         self.eps = precision(call)
         self._own = repeat(call, call.module)
-        self._twin = repeat(call, self._reference)
+        self._twin = _by_any_kernel(call, self._reference)
         for own, twin in zip(self._own.outputs, self._twin.outputs, strict=True):
             if not near(own, twin, min(0.1, 100 * self.eps)):
                 raise NoReferenceError("gives other outputs than torch's class")
@@ -126,14 +127,23 @@ def _by_function(call: Call, reason: str) -> list[Trial]:
     return [FunctionTrial(call, each) for each in lived]
 
 
+def _by_any_kernel(call: Call, reference: nn.Module) -> Run:
+    """The reference's run, where a vendor's kernel fails (oneDNN's LSTM in bfloat16) by torch's own."""
+    try:
+        return repeat(call, reference)
+    except RuntimeError:
+        with twice_differentiable():
+            return repeat(call, reference)
+
+
 def _by_torch(module: nn.Module) -> nn.Module:
     """A copy in which torch's classes stand for the hand-written ones and for subclasses of those."""
     known = {handwritten: reference for reference, handwritten in twins().items()}
     reverted = revert(copy.deepcopy(module))
-    each: Any
     for each in reverted.modules():
-        if isinstance(each, Handwritten):
-            base = next((base for base in type(each).__mro__ if base in known), None)
+        kind = type(each)
+        if issubclass(kind, Handwritten):
+            base = next((base for base in kind.__mro__ if base in known), None)
             if base is None:
                 raise NoReferenceError("has no torch class to be compared with")
             each.__class__ = known[base]

@@ -1,8 +1,8 @@
 """Update ratio: how far a step moves a layer's weights, relative to their size.
 
 About a thousandth a step is what training runs on; at a millionth the run would take a million steps to
-change, at a third the weights are new every few steps. How far is right depends on the optimizer and the model,
-so a verdict wants more than the ratio: a run that has had time, and gets nowhere.
+change, at a third the weights are new every few steps. How far is right depends on the optimizer and the
+model, so a verdict wants more than the ratio: a run that has had time, and gets nowhere.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ def _raise(rate: float, ratio: float) -> str:
 
 def _lower(rate: float, ratio: float) -> str:
     return (
-        f"every step replaces the weights ({ratio:.1g} of their size): lower the learning rate from {rate:.3g} "
+        f"every step replaces the weights ({ratio:.1g} of their size): lower the learning rate from "
+        f"{rate:.3g} "
         f"to about {rate * 1e-2 / ratio:.1g}, or warm it up"
     )
 

@@ -213,7 +213,7 @@ class Watcher:
             self.recorder.note(self._step + 1, batch=ids)
 
     def summary(self) -> str:
-        """The findings, each with where, when, evidence and advice; a line for a healthy run, and for each note."""
+        """The findings, with where, when, evidence and advice; a line for a healthy run and for each note."""
         if not self._step:
             return "nothing seen yet: the optimizer has taken no step"
         grave = [each for each in self.findings if each.severity != "info"]

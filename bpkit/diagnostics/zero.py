@@ -1,8 +1,9 @@
 """Zero: weights whose start leaves nothing to tell units apart, or no gradient at all.
 
-With all rows of a matrix equal, zero or any constant, all its units compute the same and get the same gradient,
-for ever: the layer has the width of one (Goodfellow, Bengio & Courville, Deep Learning, section 8.4). A last layer
-or a residual branch that starts at zero gets different gradients, and is over it after a step.
+With all rows of a matrix equal, zero or any constant, all its units compute the same and get the same
+gradient, for ever: the layer has the width of one (Goodfellow, Bengio & Courville, Deep Learning, section
+8.4). A last layer or a residual branch that starts at zero gets different gradients, and is over it after a
+step.
 """
 
 from __future__ import annotations
@@ -52,10 +53,12 @@ class Zero(Diagnostic):
             last_step=sample.step,
             evidence={"layers_alike": len(alike), "layers_without_gradient": len(silent), "samples": SAMPLES},
             advice=(
-                f"the units of '{next(iter(alike))}' all start alike and stay alike: initialise its weights at random "
+                f"the units of '{next(iter(alike))}' all start alike and stay alike: initialise its "
+                f"weights at random "
                 "(torch.nn.init.kaiming_normal_ or xavier_uniform_); only biases may start at 0"
                 if alike
-                else f"the gradient of '{next(iter(silent))}' is exactly zero: what follows it is dead, or starts at "
+                else f"the gradient of '{next(iter(silent))}' is exactly zero: what follows it is dead, "
+                f"or starts at "
                 "zero, or its output is multiplied by zero"
             ),
         )

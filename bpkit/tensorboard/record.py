@@ -6,7 +6,7 @@ Few tags, whatever the size of the model, all for the TensorBoard plugin `bpkit`
                     A model whose layers change goes on under `bpkit/layers/2`, `/3`, …, each with its layout.
 `bpkit/histograms`  float32 [layers, bins], now and then: how |∂L/∂W| of each layer is distributed, as counts
                     in bins of half a decade (`EDGES`); likewise continued under `/2`, ….
-`bpkit/findings`    text: `Verdicts` as JSON, written whenever one changes and at the end; the last is complete.
+`bpkit/findings`    text: `Verdicts` as JSON, written whenever one changes and at the end; the last has all.
 
 TensorBoard keeps a random hundred tensors of a tag, and always the last: hence one tensor a sample, and
 verdicts that repeat all earlier ones. A value that was not measured is `ABSENT`, so that NaN and infinity

@@ -195,6 +195,8 @@ class Trainer:
     def _batch(self, inputs: Any, target: Any) -> None:
         """Forward and backward of one batch."""
         self._call("bpkit_batch", inputs=inputs, target=target)
+        if self.watcher is not None:
+            self.watcher.closure = lambda: self._forward(inputs, target)[1]
         output, loss = self._forward(inputs, target)
         self._call("bpkit_after_forward", output=output, loss=loss)
         if not self._journal.note(loss):

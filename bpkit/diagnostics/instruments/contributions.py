@@ -1,8 +1,7 @@
-"""What each case of a batch adds to a weight's gradient, from the layer's input a and the error δ at its output.
+"""What each case of a batch adds to a weight's gradient, from a layer's input a and its output's error δ.
 
-A layer's weight gradient is a sum over cases n and, within each, over positions p (time, space, several
-uses of the layer in one forward). `c_n`, the case's own part of the sum, is never formed where its norm is to
-be had for less:
+The gradient is a sum over cases n and, within each, over positions p (time, space, several uses of the layer
+in one forward). `c_n`, the case's own part of the sum, is not formed where its norm is to be had for less:
 
     Linear       c_n = Σ_p δ_np ⊗ a_np       ‖c_n‖² = Σ_pq (δ_np·δ_nq)(a_np·a_nq) where positions are few
     convolution  c_n[o,i,k] = Σ_p δ[n,o,p] x[n,i, s p + d k - a]
@@ -10,13 +9,13 @@ be had for less:
     Embedding    c_n[v] = Σ_p [k_np = v] δ_np     ‖c_n‖² = Σ_pq [k_np = k_nq] δ_np·δ_nq
     bias         c_n = Σ_p δ_np
 
-The derivations are those of `bpkit.layers`. BatchNorm's z has the batch's mean and variance; for its own weight
-they are constants, so that Σ_n c_n is the gradient here as well. What is *upstream* of a BatchNorm gets a
-δ_n to which other cases have contributed: still the n-th part of the gradient's sum, but no gradient of
-the n-th loss alone.
+The derivations are those of `bpkit.layers`. BatchNorm's z has the batch's mean and variance; for its own
+weight they are constants, so that Σ_n c_n is the gradient here as well. What is *upstream* of a BatchNorm
+gets a δ_n to which other cases have contributed: still the n-th part of the gradient's sum, but no gradient
+of the n-th loss alone.
 
-Source: Goodfellow, "Efficient per-example gradient computations", 2015; Dangel, Kunstner & Hennig, "BackPACK",
-2020.
+Sources: Goodfellow, "Efficient per-example gradient computations", 2015; Dangel, Kunstner & Hennig,
+"BackPACK: packing more into backprop", 2020.
 """
 
 from __future__ import annotations

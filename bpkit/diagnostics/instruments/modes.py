@@ -19,9 +19,9 @@ _RANDOM = (nn.modules.dropout._DropoutNd, nn.AlphaDropout, nn.RReLU)
 class Modes(Instrument):
     """Of each BatchNorm and dropout, 1 and 0 for yes and no; None of other modules.
 
-    `evaluating`: a step that trains ran it in `eval()`; `trainable`: its own parameters, or for a dropout any of
-    the model's, require a gradient, and it would do something in training; `validated_in_training`: every
-    forward without gradients since the last sample ran in training mode, and there was one.
+    `evaluating`: a step that trains ran it in `eval()`; `trainable`: its own parameters, or for a dropout
+    any of the model's, require a gradient, and it would do something in training; `validated_in_training`:
+    every forward without gradients since the last sample ran in training mode, and there was one.
     """
 
     of = "modules"

@@ -162,8 +162,8 @@ class Finite(_Calls):
 class Deltas(_Calls):
     """‖∂L/∂output‖ and ‖∂L/∂input‖ of each module, over all its calls and backwards since the last step.
 
-    An input's is by the paths through the module alone. -1 where none came: a number that is not finite is one
-    that was measured. Scaled by the loss scale, if there is one.
+    An input's is by the paths through the module alone. -1 where none came: a number that is not finite is
+    one that was measured. Scaled by the loss scale, if there is one.
     """
 
     columns = ("out", "in")

@@ -184,7 +184,7 @@ class Standing(Instrument):
 
 
 class Symmetry(Instrument):
-    """How far the rows of a matrix are from all alike: largest |w - first row| ÷ largest |w|; 0 where they are.
+    """How far a matrix is from having its rows alike: largest |w - first row| ÷ largest |w|; 0 if they are.
 
     What rounding alone can make of equal rows counts as 0. None for vectors, for a single row, and, after the
     first five samples, on four of five: what has come apart stays apart.

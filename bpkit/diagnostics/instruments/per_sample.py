@@ -27,9 +27,10 @@ class PerSample(Instrument):
     sum g_n and the gradient are both B times as long, and the noise scale and the signal-to-noise ratio, in
     which lengths cancel, are the same.
 
-    Cases are what axis 0 of a layer's input counts. A layer whose axis 0 differs from that of most others, one
-    without a formula (`contributions.py`), and one that shares its parameters with another have no figure; nor
-    has any layer of a model with a sequence-first module (`batch_first=False`), whose axis 0 is time.
+    Cases are what axis 0 of a layer's input counts. There is no figure of a layer whose axis 0 differs from
+    that of most others, of one without a formula (`contributions.py`), of one that shares its parameters with
+    another, of one that two backwards went through, and of a model with a sequence-first module
+    (`batch_first=False`), whose axis 0 is time.
 
     Several backwards before a step are one batch: the cases of all their forwards. With several ranks B is
     that of all, each taken to have as many; the mean is of this rank's own.
@@ -92,10 +93,9 @@ class PerSample(Instrument):
             if not means or place in self._spoiled:
                 found.append(None)
                 continue
-            square = torch.stack(means).sum() * cases**2
-            square = self.subject.unscaled(self.subject.unscaled(square))
-            assert square is not None
-            found.append(torch.stack([square, torch.full_like(square, cases * everywhere)]))
+            square = self.subject.unscaled(self.subject.unscaled(torch.stack(means).sum() * cases**2))
+            if square is not None:
+                found.append(torch.stack([square, torch.full_like(square, cases * everywhere)]))
         self._runs, self._inputs = {}, {}
         return found
 

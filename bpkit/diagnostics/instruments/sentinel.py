@@ -1,10 +1,10 @@
-"""`Sentinel`: looks for NaN at every step, at next to no cost, and runs the step again to find where it began.
+"""`Sentinel`: looks for NaN at every step, at next to no cost, and runs the step again to see where it began.
 
 A value that is not finite goes through every matrix product on its way back, so the parameters at the input
-side show it, wherever it began: before each step a few of their gradients are summed. On the CPU that is read
-at once, while the weights are still as they were: the batch is run once more on a copy of the model, with
-the same random numbers, and every module's tensors are looked at. On an accelerator reading would wait for the
-device; there the sums are read a step later, and the report says when, not where.
+side show it, wherever it began: before each step a few of their gradients are summed. On the CPU that is
+read at once, while the weights are still as they were: the batch is run once more on a copy of the model,
+with the same random numbers, and every module's tensors are looked at. On an accelerator reading would wait
+for the device; there the sums are read a step later, and the report says when, not where.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Sentinel(Instrument):
         self._call = None
 
     def _first(self) -> list[nn.Parameter]:
-        """Small parameters at both ends of the model: one end is the input side, whichever was written first."""
+        """Small parameters at both ends of the model: one is the input side, whichever was written first."""
         small = [
             each
             for each in self.subject.parameters

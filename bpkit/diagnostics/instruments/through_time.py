@@ -1,6 +1,6 @@
-"""How much of an error in a recurrent layer's last output arrives how many steps before: hand-written, beside.
+"""How much of an error in a recurrent layer's last output arrives so many steps before: hand-written.
 
-    z_t = x_t W_ihᵀ + b_ih        lag l:  ‖∂L_T/∂z_{T-l}‖, with ∂L_T/∂output_T = e of length 1 and no other error
+    z_t = x_t W_ihᵀ + b_ih      lag l: ‖∂L_T/∂z_{T-l}‖ with ∂L_T/∂output_T = e, of length 1, the only error
 
 The layer runs again on a few cases, off the training's graph, and its own page's backward
 (`bpkit.layers.rnn`, `lstm`, `gru`) is called by hand: there δz_t of every step is what each weight's gradient

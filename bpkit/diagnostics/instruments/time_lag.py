@@ -22,9 +22,9 @@ SMALLEST = 1e-30  # of an error of length 1: below, float32 soon has no numbers
 class TimeLag(Instrument):
     """‖∂L_T/∂z_{T-l}‖ over the lag l in `RNN`, `LSTM` and `GRU`, for an error of length 1 in the last output.
 
-    `through_time.py` says what that is. `steps` is the largest lag; `first` and `last` the norms at lag 0 and at
-    the largest; `factor` what a step multiplies it by, on the geometric mean; `memory` the lag at which a
-    thousandth of the first is left, or the largest. Root mean squares over cases and directions.
+    `through_time.py` says what that is. `steps` is the largest lag; `first` and `last` the norms at lag 0 and
+    at the largest; `factor` what a step multiplies it by, on the geometric mean; `memory` the lag at which
+    a thousandth of the first is left, or the largest. Root mean squares over cases and directions.
 
     None for packed sequences, and for a class with a forward of its own.
     """
@@ -67,7 +67,7 @@ class TimeLag(Instrument):
 
 
 class _Use:
-    """One use of a layer: copies of a few cases' input and initial state, and of the errors that come back."""
+    """One use of a layer: copies of a few cases' input and first state, and of the errors that come back."""
 
     def __init__(self, module: nn.RNNBase, inputs: list[Tensor]) -> None:
         self._module = module
@@ -127,14 +127,14 @@ class _Use:
 def _figures(logs: Tensor) -> Tensor:
     """What `TimeLag` has in its columns, from log norms [T, D, B]."""
     logs = logs.flatten(1)
-    there = (logs > -torch.inf).sum(1)
+    there = (logs != -torch.inf).sum(1)
     profile = (torch.logsumexp(2 * logs, 1) - there.to(logs.dtype).log()) / 2
     profile = torch.where(there > 0, profile, -torch.inf)
     lags = torch.arange(len(profile), device=logs.device)
     first, largest = profile[0], len(profile) - 1
     reached = torch.where(profile > log(SMALLEST), lags, 0).amax()
     factor = ((profile[reached] - first) / reached).exp()
-    factor = torch.where(reached > 0, factor, torch.nan if largest == 0 else 0.0)
+    factor = torch.where(reached > 0, factor, first * (0 if largest else torch.nan))
     memory = torch.where(profile < first + log(FORGOTTEN), lags, largest).amin()
     steps = torch.full_like(first, largest)
     return torch.stack([steps, first.exp(), profile[-1].exp(), factor, memory.to(first.dtype)])

@@ -12,6 +12,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from bpkit.diagnostics.hooks import Handle
 
+# torch's, that a global hook fires twice for a compiled module: this one does not.
+_WARNING = r"Using `torch\.compile\(module\)` when there are global hooks"
+
 
 class Calls:
     """A global hook on modules, there while `open`; it costs a microsecond a call of a module.
@@ -27,20 +30,25 @@ class Calls:
         self.modules: WeakSet[nn.Module] = WeakSet()
         self.open = False
         self._handle: Handle | None = None
+        self._filter: Any = None
 
     def begin(self) -> None:
         """Note calls from now on."""
         self.open = True
         if self._handle is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self._handle = register_module_forward_pre_hook(self._on_call)
+            self._handle = register_module_forward_pre_hook(self._on_call)
+        if self._filter is None:
+            warnings.filterwarnings("ignore", _WARNING)
+            self._filter = warnings.filters[0]
 
     def end(self) -> None:
         """Take the hook away, and forget."""
         self.open = False
         self._remove()
         self.modules.clear()
+        if self._filter in warnings.filters:
+            warnings.filters.remove(self._filter)  # type: ignore[attr-defined]  # a list, whatever its stub says
+        self._filter = None
 
     def _remove(self) -> None:
         if self._handle is not None:

@@ -66,17 +66,21 @@ class Losses:
     """Keeps the tallies; a context manager, which restores what it wraps."""
 
     def __init__(self) -> None:
-        self.all = Tally()  # for who comes after a backward
-        self._tallies: WeakSet[Tally] = WeakSet()
+        self._tallies: list[Tally] = []
         self._scalers: WeakSet[GradScaler] = WeakSet()
         self._scaled: list[tuple[ref[Tensor], Tensor]] = []  # since the last backward, with what they scale
-        self._restore: list[Callable[[], None]] = []
+        self._wrapped: list[tuple[Any, str, Any, Any]] = []
 
-    def tally(self, parameter: nn.Parameter | None, total: Tensor | None) -> Tally:
-        """One more, kept as long as the caller keeps it."""
+    def tally(self, parameter: nn.Parameter | None = None, total: Tensor | None = None) -> Tally:
+        """One more."""
         tally = Tally(parameter, total)
-        self._tallies.add(tally)
+        self._tallies.append(tally)
         return tally
+
+    def forget(self, tally: Tally) -> None:
+        """One less, if it is there."""
+        if tally in self._tallies:
+            self._tallies.remove(tally)
 
     def scaler(self, optimizer: Optimizer) -> GradScaler | None:
         """The loss scaler that steps this optimizer, if one does."""
@@ -93,52 +97,65 @@ class Losses:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while self._restore:
-            self._restore.pop()()
+        self.close()
 
-    def _wrap(self, holder: Any, name: str, wrapper: Callable[..., Any]) -> None:
+    def close(self) -> None:
+        """Put back what is wrapped. Under another's wrapper, which keeps this one, it only falls silent."""
+        wrapped, self._wrapped = self._wrapped, []
+        for holder, name, original, wrapper in wrapped:
+            if getattr(holder, name) is wrapper:
+                setattr(holder, name, original)
+
+    def _wrap(self, holder: Any, name: str, noting: Callable[..., Any]) -> None:
         original = getattr(holder, name)
 
         @functools.wraps(original)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            return wrapper(original, *args, **kwargs)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return noting(original, *args, **kwargs) if self._wrapped else original(*args, **kwargs)
 
-        setattr(holder, name, wrapped)
-        self._restore.append(lambda: setattr(holder, name, original))
+        setattr(holder, name, wrapper)
+        self._wrapped.append((holder, name, original, wrapper))
 
-    def _backward(self, original: Any, tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
+    def _backward(
+        self, original: Any, tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
         loss = None if torch.compiler.is_compiling() else self._loss(tensors, grad_tensors)
         if loss is None:
             original(tensors, grad_tensors, *args, **kwargs)
             return
-        tallies = [self.all, *self._tallies]
-        for each in tallies:
+        for each in self._tallies:
             each.begin()
         original(tensors, grad_tensors, *args, **kwargs)
-        for each in tallies:
+        for each in self._tallies:
             each.add(loss)
 
     def _loss(self, tensors: Any, gradients: Any) -> Tensor | None:
-        """The number that a backward starts from; None where it starts from gradients, or is inside another."""
+        """The number that a backward starts from; None for a gradient, and for a backward in another."""
         if gradients is not None or torch._C._current_graph_task_id() != -1:
             return None
-        roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        if isinstance(tensors, Tensor):
+            return self._true(tensors) if tensors.numel() == 1 else None
+        roots = list(tensors)
         if not roots or any(root.numel() != 1 for root in roots):
             return None
-        losses = [self._true(root) for root in roots]
-        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        return torch.stack([self._true(root) for root in roots]).sum()
 
     def _true(self, root: Tensor) -> Tensor:
         """The loss without its scale: what was scaled, or, where that was changed since, by division."""
-        scaled, self._scaled = self._scaled, []
-        for place, (each, unscaled) in enumerate(scaled):
-            if each() is root:
-                self._scaled = scaled[place + 1 :]
-                return unscaled
-        loss = root.detach().reshape(())
-        for scaler in self._scalers if scaled else ():
-            if scaler._scale is not None:
-                return loss / scaler._scale.to(loss.device)
+        scaled = self._scaled
+        if scaled:
+            self._scaled = []
+            for place, (each, unscaled) in enumerate(scaled):
+                if each() is root:
+                    self._scaled = scaled[place + 1 :]
+                    return unscaled
+        loss = root.detach()
+        if loss.dim():
+            loss = loss.reshape(())
+        if scaled:
+            for scaler in self._scalers:
+                if scaler._scale is not None:
+                    return loss / scaler._scale.to(loss.device)
         return loss
 
     def _scale(self, original: Any, scaler: GradScaler, outputs: Any) -> Any:

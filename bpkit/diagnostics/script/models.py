@@ -35,6 +35,12 @@ def trainable(optimizer: Optimizer) -> set[int]:
     return {id(each) for group in optimizer.param_groups for each in group["params"] if each.requires_grad}
 
 
+def receiver(optimizer: Optimizer) -> nn.Parameter | None:
+    """One of its parameters that has a gradient, close to the output."""
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    return next((each for each in reversed(parameters) if each.grad is not None), None)
+
+
 def outermost(modules: Sequence[nn.Module]) -> list[nn.Module]:
     """Those that are inside no other of them."""
     inner = {id(part) for module in modules for part in module.modules() if part is not module}
@@ -42,14 +48,21 @@ def outermost(modules: Sequence[nn.Module]) -> list[nn.Module]:
 
 
 def owner(parameters: set[int], parts: Sequence[nn.Module] = ()) -> nn.Module | None:
-    """The smallest module there is that holds these parameters and parts; the outermost of equal ones.
+    """The smallest module there is that holds these parameters and parts.
 
     It looks through all objects of the process, which takes a fraction of a second: once a model.
     """
+    return smallest(_alive(), parameters, parts)
+
+
+def smallest(
+    modules: Iterable[nn.Module], parameters: set[int], parts: Sequence[nn.Module] = ()
+) -> nn.Module | None:
+    """Of these modules the smallest that holds the parameters and parts, the first of equal ones."""
     within = {id(part) for part in parts}
     found: nn.Module | None = None
     size = 0
-    for module in _alive():
+    for module in modules:
         held = [id(each) for each in module.modules()]
         if (found is None or len(held) < size) and within <= set(held) and parameters <= _ids(module):
             found, size = module, len(held)
@@ -79,9 +92,7 @@ def _ids(module: nn.Module) -> set[int]:
 
 
 def _with_gradient(optimizer: Optimizer) -> set[int]:
-    return {
-        id(each) for group in optimizer.param_groups for each in group["params"] if each.grad is not None
-    }
+    return {id(each) for group in optimizer.param_groups for each in group["params"] if each.grad is not None}
 
 
 def _group(parts: Sequence[nn.Module]) -> nn.ModuleDict:
@@ -106,7 +117,11 @@ def _variable(module: nn.Module) -> str | None:
     frame: Any = sys._getframe(1)
     while frame is not None:
         if not frame.f_globals.get("__name__", "").startswith(("bpkit.", "torch.")):
-            for holder in (frame.f_locals, frame.f_globals, getattr(frame.f_locals.get("self"), "__dict__", {})):
+            for holder in (
+                frame.f_locals,
+                frame.f_globals,
+                getattr(frame.f_locals.get("self"), "__dict__", {}),
+            ):
                 for name, value in list(holder.items()):
                     if value is module:
                         return str(name)

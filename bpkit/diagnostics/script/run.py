@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib.util
 import os
+import pkgutil
 import runpy
 import sys
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 
 from bpkit.core.errors import BpkitError, nearest
 
@@ -58,6 +61,8 @@ def run(target: Target, arguments: tuple[str, ...]) -> int:
     try:
         if target.module:
             runpy.run_module(target.path, run_name="__main__", alter_sys=True)
+        elif Path(target.path).is_file() and pkgutil.get_importer(target.path) is None:
+            _run_source(Path(target.path))
         else:
             runpy.run_path(target.path, run_name="__main__")
     except SystemExit as leave:
@@ -67,6 +72,20 @@ def run(target: Target, arguments: tuple[str, ...]) -> int:
         sys.excepthook(type(error), error, error.__traceback__)
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
     return 0
+
+
+def _run_source(path: Path) -> None:
+    """A file, as Python runs it; `runpy.run_path` gives it another `__file__`, and ends with no `__main__`.
+
+    What the script has registered to run at exit, and what unpickles its classes, finds `__main__` then.
+    """
+    where = str(path.absolute())
+    main = ModuleType("__main__")
+    main.__dict__.update(
+        __file__=where, __builtins__=builtins, __loader__=SourceFileLoader("__main__", where)
+    )
+    sys.modules["__main__"] = main
+    exec(compile(path.read_bytes(), where, "exec", dont_inherit=True), main.__dict__)
 
 
 def _enter(target: Target, arguments: tuple[str, ...]) -> None:
@@ -105,13 +124,13 @@ def _find_script(path: Path) -> None:
         raise BpkitError(f"no such file: {path}{_hint(path)}")
     if not os.access(path, os.R_OK):
         raise BpkitError(f"{path} cannot be read")
-    if path.suffix not in (".py", ".pyw", ".pyc") and not _is_python(path):
+    if path.suffix not in (".py", ".pyw") and not _is_python(path):
         raise BpkitError(f"{path} is not a Python file")
 
 
 def _is_python(path: Path) -> bool:
     """Whether a file of another suffix can be run: it compiles, or it is an archive with a `__main__.py`."""
-    if runpy.get_importer(str(path)) is not None:  # type: ignore[attr-defined]
+    if pkgutil.get_importer(str(path)) is not None:
         return True
     try:
         compile(path.read_bytes(), str(path), "exec")

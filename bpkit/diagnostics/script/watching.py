@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from bpkit.diagnostics.hooks import Handle
 from bpkit.diagnostics.script.calls import Calls
 from bpkit.diagnostics.script.losses import Losses
-from bpkit.diagnostics.script.models import free, model_of, named, outermost, owner, trainable
+from bpkit.diagnostics.script.models import free, model_of, named, outermost, owner, receiver, trainable
 from bpkit.diagnostics.script.watched import Watched
 from bpkit.diagnostics.watch import watch
 
@@ -56,8 +56,10 @@ class Watching:
     def __init__(self, logdir: Path | None, settings: Mapping[str, Any] | None = None) -> None:
         self.watched: list[Watched] = []
         self.unknown = 0
-        self._logdir, self._settings = logdir, dict(settings or {})
+        self.logdir = logdir
+        self._settings = dict(settings or {})
         self._calls, self._losses = Calls(), Losses()
+        self._all = self._losses.tally()  # for a model that is found after the first backward
         self._turns = 0  # steps of optimizers since calls are noted
         self._seen: WeakKeyDictionary[Optimizer, _Seen] = WeakKeyDictionary()
         self._hooks: list[Handle] = []
@@ -79,7 +81,7 @@ class Watching:
         self._calls.end()
         for hook in self._hooks:
             hook.remove()
-        self._losses.__exit__(kind, error, trace)
+        self._losses.close()
         if not self.forked:
             for each in self.watched:
                 each.close()
@@ -107,15 +109,16 @@ class Watching:
             self._begin_looking()
         # Of sharded parameters every rank must have begun before one asks whether all have.
         if self._calls.open and not _sharded(optimizer):
-            self._look(optimizer, seen)
+            self._look(optimizer, seen, self._all.total)
 
     def _after(self, optimizer: Optimizer) -> None:
         seen = self._seen[optimizer]
         seen.steps += 1
-        self._losses.all.take()
+        self._all.take()
         if seen.model is None and self._calls.open:
             # Of an optimizer that runs the model inside its step, in a closure, the calls are known by now.
-            self._look(optimizer, seen, began=seen.steps)
+            # How many of its losses were of the step's last point, nobody says.
+            self._look(optimizer, seen, None)
         if seen.model is None:
             self.unknown += 1
         elif seen.model.optimizer() is optimizer:
@@ -129,17 +132,21 @@ class Watching:
             self._turns += 1
             if self._turns >= LOOK or (self._turns > 1 and not self._missing()):
                 self._calls.end()
+                self._losses.forget(self._all)
 
     def _begin_looking(self) -> None:
         self._turns = 0
         for each in self.watched:
             if each.over:
-                each.close()
+                self._finish(each)
         if not self._calls.open:
             self._calls.begin()
+            self._all = self._losses.tally()
 
-    def _look(self, optimizer: Optimizer, seen: _Seen, began: int = 0) -> None:
-        """Find the optimizer's model, or the larger one that its model turns out to be a part of."""
+    def _look(self, optimizer: Optimizer, seen: _Seen, loss: Tensor | None) -> None:
+        """Find the optimizer's model; a step later, the larger one that this turns out to be a part of."""
+        if seen.model is not None and seen.steps != 1:
+            return
         called = list(self._calls.modules)
         model = model_of(optimizer, called)
         if model is None and seen.steps > 1:  # compiled, so that no call shows
@@ -149,19 +156,18 @@ class Watching:
         before = None if seen.model is None else seen.model.model()
         if before is None:
             same = [each for each in self.watched if each.model() is model and not each.over]
-            seen.model = same[0] if same else self._watch(model, optimizer, began)
+            seen.model = same[0] if same else self._watch(model, optimizer, seen.steps, loss)
         elif before is not model and before in model.modules() and seen.model is not None:
             self._replace(seen.model, model, optimizer)
 
-    def _watch(self, model: nn.Module, optimizer: Optimizer, began: int) -> Watched:
+    def _watch(self, model: nn.Module, optimizer: Optimizer, steps: int, loss: Tensor | None) -> Watched:
         name = free(named(model), [each.name for each in self.watched])
-        logdir = self._logdir
+        logdir = self.logdir
         if logdir is not None and (self.watched or self._missing(model)):
             logdir = logdir / _directory(name)
-        total = None if began else self._losses.all.total
         found = Watched(name, logdir, ref(optimizer))
-        self._start(found, model, optimizer, began)
-        found.tally = self._losses.tally(_with_gradient(optimizer), total)
+        self._start(found, model, optimizer, steps)
+        found.tally = self._losses.tally(receiver(optimizer), loss)
         self.watched.append(found)
         return found
 
@@ -178,8 +184,12 @@ class Watching:
         found.passed += 1
         model = found.model()
         if model is not None and (found.over or found.passed >= CEDED):
-            found.close()
-            seen.model = self._watch(model, optimizer, 0)
+            self._finish(found)
+            seen.model = self._watch(model, optimizer, seen.steps, None)
+
+    def _finish(self, found: Watched) -> None:
+        found.close()
+        self._losses.forget(found.tally)
 
     def _start(self, found: Watched, model: nn.Module, optimizer: Optimizer, step: int) -> None:
         scaler = self._losses.scaler(optimizer)
@@ -196,11 +206,6 @@ class Watching:
             for module in outermost(list(self._calls.modules))
             for parameter in module.parameters()
         ) or any(seen.model is None for seen in self._seen.values() if not models)
-
-
-def _with_gradient(optimizer: Optimizer) -> nn.Parameter | None:
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    return next((each for each in reversed(parameters) if each.grad is not None), None)
 
 
 def _sharded(optimizer: Optimizer) -> bool:

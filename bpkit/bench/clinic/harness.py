@@ -1,0 +1,156 @@
+"""Runs the cases, each under every contender in a training of its own, and notes what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import multiprocessing
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from bpkit.bench.clinic.case import Case, Part
+from bpkit.bench.clinic.data import available
+from bpkit.bench.clinic.gan import train_gan
+from bpkit.bench.clinic.loop import Trained, train
+from bpkit.bench.clinic.observers import Contender, Verdict, contender
+from bpkit.bench.clinic.tables import FIRST_SEED, cases
+
+LOOPS = {"train": train, "gan": train_gan}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: a case by its name, so that it can be handed to a worker."""
+
+    name: str
+    part: Part
+    seed: int
+    contender: str
+    directory: Path | None = None
+    budget: float = 0.03
+    sound: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a contender said of one run.
+
+    Attributes:
+        name, seed, contender: which run.
+        kinds: those that count as finding the fault; empty for a healthy run.
+        verdicts: everything said at warning or above.
+        found: those of the verdicts that count.
+        placed: whether a found verdict names a right layer; None where no layer is to blame.
+        delay: steps from the fault to the first verdict that counts; None where there is none.
+        score: of the trained model on held-out cases.
+        valid: whether the run is what its row says: a healthy one learns, a fault does harm.
+        seconds: the run took.
+        error: the exception that ended it.
+    """
+
+    name: str
+    seed: int
+    contender: str
+    kinds: frozenset[str]
+    verdicts: Sequence[Verdict] = ()
+    found: Sequence[Verdict] = ()
+    placed: bool | None = None
+    delay: int | None = None
+    score: float = math.nan
+    valid: bool = False
+    seconds: float = 0.0
+    error: str = ""
+
+    @property
+    def healthy(self) -> bool:
+        return not self.kinds
+
+
+def judged(case: Case, trained: Trained, job: Job, seconds: float = 0.0) -> Outcome:
+    """Hold what was said against what the case's row has."""
+    found = [
+        each for each in trained.verdicts if each.kind & case.kinds and max(each.step, each.until) >= case.at
+    ]
+    learnt = trained.score >= case.recipe.bar
+    placed = None
+    if found and case.layers is not None:
+        placed = any(trained.right & set(each.layers) for each in found)
+    return Outcome(
+        case.name,
+        job.seed,
+        job.contender,
+        case.kinds,
+        trained.verdicts,
+        found,
+        placed,
+        max(min(each.step for each in found) - case.at, 0) if found else None,
+        trained.score,
+        learnt if case.healthy else case.silent or not learnt,
+        seconds,
+    )
+
+
+def run_case(case: Case, job: Job, monitor: Contender) -> Outcome:
+    """Train and judge; an exception ends the run, not the clinic."""
+    start = time.perf_counter()
+    if job.sound and case.sound is not None:
+        case = replace(case, recipe=case.sound, kinds=frozenset(), layers=None)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trained = LOOPS[case.loop](case, job.directory, job.seed, monitor)
+    except Exception as error:
+        return Outcome(
+            case.name, job.seed, job.contender, case.kinds, error=f"{type(error).__name__}: {error}"
+        )
+    return judged(case, trained, job, time.perf_counter() - start)
+
+
+@cache
+def _known(part: Part, directory: Path | None) -> dict[str, Case]:
+    return {case.name: case for case in cases(part, available(directory))}
+
+
+def run_job(job: Job) -> Outcome:
+    """A worker's whole task."""
+    torch.set_num_threads(1)
+    logging.getLogger("bpkit").setLevel(logging.CRITICAL)
+    return run_case(_known(job.part, job.directory)[job.name], job, contender(job.contender, job.budget))
+
+
+def plan(
+    names: Iterable[str],
+    part: Part,
+    seeds: int,
+    contenders: Sequence[str],
+    directory: Path | None = None,
+    budget: float = 0.03,
+) -> list[Job]:
+    """All trainings, those of one run one after the other."""
+    first = FIRST_SEED[part]
+    return [
+        Job(name, part, first + seed, each, directory, budget)
+        for name in names
+        for seed in range(seeds)
+        for each in contenders
+    ]
+
+
+def run(jobs: Sequence[Job], workers: int = 1) -> Iterator[Outcome]:
+    """The outcomes in the order of the jobs, from spawned workers of one thread each."""
+    if workers == 1:
+        threads = torch.get_num_threads()
+        with contextlib.ExitStack() as stack:
+            stack.callback(torch.set_num_threads, threads)
+            yield from map(run_job, jobs)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(run_job, jobs)
