@@ -56,6 +56,17 @@ class Judgement:
     twin: float = float("nan")
 
 
+@dataclass(frozen=True)
+class _Fault:
+    """A wrong backward, without the tensors that showed it."""
+
+    name: str
+    label: str
+    target: str
+    swapped: bool
+    found: Judgement
+
+
 class Audit(Diagnostic):
     """Runs modules again by hand and by autograd; names those whose backward is wrong.
 
@@ -85,7 +96,7 @@ class Audit(Diagnostic):
         self._layers, self._exclude = layers, frozenset(exclude)
         self._captures: Captures | None = None
         self._now: dict[str, float] = {}
-        self._wrong: dict[str, tuple[Trial, Judgement]] = {}
+        self._faults: dict[str, _Fault] = {}
         self.errors: dict[str, float] = {}
         self.skipped: dict[str, str] = {}
 
@@ -107,7 +118,7 @@ class Audit(Diagnostic):
         self.skipped.update(self._captures.failed)
         self._captures.failed.clear()
         self.errors.update(self._now)
-        if self._wrong:
+        if self._faults:
             yield self._finding(sample)
         elif self.skipped:
             yield self._note(sample)
@@ -124,9 +135,11 @@ class Audit(Diagnostic):
                 for trial in trials(call):
                     found = judge(trial)
                     self._now[name] = max(self._now.get(name, 0.0), found.error)
-                    worst = self._wrong.get(name)
-                    if found.wrong and (worst is None or found.truth > worst[1].truth):
-                        self._wrong[name] = trial, found
+                    known = self._faults.get(name)
+                    if found.wrong and (known is None or found.truth > known.found.truth):
+                        self._faults[name] = _Fault(
+                            trial.name, trial.label, trial.target, trial.swapped, found
+                        )
             self.skipped.pop(name, None)
         except NoReferenceError as reason:
             self.skipped[name] = str(reason)
@@ -135,21 +148,22 @@ class Audit(Diagnostic):
             self.skipped[name] = f"could not be run again: {said[0]}"
 
     def _finding(self, sample: Sample) -> Finding:
-        trial, found = max(self._wrong.values(), key=lambda each: each[1].truth)
-        if trial.swapped:
-            mend = f"until it is mended, bpkit.revert({trial.target}) runs torch's"
+        fault = max(self._faults.values(), key=lambda each: each.found.truth)
+        found = fault.found
+        if fault.swapped:
+            mend = f"until it is mended, bpkit.revert({fault.target}) runs torch's"
         else:
-            mend = f"if it is another on purpose, leave it out: Audit(exclude=[{trial.target!r}])"
+            mend = f"if it is another on purpose, leave it out: Audit(exclude=[{fault.name!r}])"
         return Finding(
             kind="audit",
             severity="critical",
-            layers=tuple(self._wrong),
+            layers=tuple(self._faults),
             step=sample.step,
             last_step=sample.step,
-            evidence={"error": found.truth, "autograd_error": found.twin, "layers_wrong": len(self._wrong)},
+            evidence={"error": found.truth, "autograd_error": found.twin, "layers_wrong": len(self._faults)},
             advice=(
-                f"the backward of {trial.label} gives another ∂L/∂({found.gradient}) than autograd: "
-                f"bpkit.verify({trial.target}, *inputs) shows where; {mend}"
+                f"the backward of {fault.label} gives another ∂L/∂({found.gradient}) than autograd: "
+                f"bpkit.verify({fault.target}, *inputs) shows where; {mend}"
             ),
         )
 
@@ -170,14 +184,11 @@ def judge(trial: Trial) -> Judgement:
     """How far the hand-written gradients are from autograd's, and whether the precision explains it.
 
     Raises:
-        NoReferenceError: autograd's gradient is zero throughout and the other is not, as of a function
-            that is constant in pieces: its backward stands for something else.
+        NoReferenceError: what is tried has no gradient that it could be compared with.
     """
     ours, theirs = trial.handwritten(), trial.reference()
     if not ours:
         return Judgement(0.0)
-    if any(map(_any, ours.values())) and not any(map(_any, theirs.values())):
-        raise NoReferenceError("has a derivative of zero, and a backward that gives something in its place")
     floor = FLOOR * max(_largest(each) for each in theirs.values())
     errors = {name: relative_error(ours[name], theirs[name], scale=floor) for name in theirs}
     worst = max(errors, key=errors.__getitem__)
@@ -196,10 +207,6 @@ def judge(trial: Trial) -> Judgement:
         if (wrong, own / size) > (found.wrong, found.truth if found.truth == found.truth else -1.0):
             found = Judgement(errors[worst], name, wrong, own / size, twin / size)
     return found
-
-
-def _any(tensor: torch.Tensor) -> bool:
-    return bool(tensor.count_nonzero())
 
 
 def _largest(tensor: torch.Tensor) -> float:

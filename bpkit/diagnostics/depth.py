@@ -9,7 +9,7 @@ of a bias-free ReLU network (Euler's identity for functions homogeneous in each 
 *Bias gradient*: ∂L/∂b = Σ δ over the batch, so its RMS is δ itself. It shows what elasticity, by that
 same identity, cannot: signals that shrink going forward and δ that shrinks going back.
 
-*Signal*: the size of what a layer is fed, from the quotient of the two gradients.
+*Signal*: the size of what a layer is fed; where no forward was seen, from the quotient of the two gradients.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import isfinite, log10, sqrt
+from math import inf, isfinite, log10, sqrt
 from statistics import median
 
-from bpkit.diagnostics.instruments import GradientNorm, GradientRate, WeightNorm
+from bpkit.diagnostics.instruments import Activations, GradientNorm, GradientRate, WeightNorm
 from bpkit.diagnostics.sample import Sample, norm
 
 LAYERS = 4  # fewer say more about what kind of layers they are than about depth
@@ -94,6 +94,13 @@ def signals(sample: Sample) -> dict[str, float]:
         if biases and inputs:
             profile[layer] = min(inputs) / max(biases)
     return profile
+
+
+def measured_signals(sample: Sample) -> dict[str, float]:
+    """Root mean square of what each layer with a matrix is fed, as its forward had it, in that order."""
+    matrices = {info.layer for info in sample.network.parameters if info.matrix}
+    sizes = sample.by_module(Activations, "input")
+    return {layer: size for layer, size in sizes.items() if layer in matrices and 0 < size < inf}
 
 
 def moves(sample: Sample) -> dict[str, float]:

@@ -26,11 +26,16 @@ class Board(Protocol):
 class Diagnostic:
     """Base class: reads one sample after another, keeps what history it needs, and reports.
 
+    A light sample, between two full ones, has the light instruments alone; it goes to the diagnostics whose
+    `needs` are all light.
+
     Class attributes:
         needs: the instruments that it reads.
+        wants: those that it reads where a sample has them.
     """
 
     needs: ClassVar[tuple[type[Instrument], ...]] = ()
+    wants: ClassVar[tuple[type[Instrument], ...]] = ()
 
     def observe(self, sample: Sample) -> Iterable[Finding]:
         """The verdicts as of this sample. Each replaces the last of its kind, whose first step it keeps."""

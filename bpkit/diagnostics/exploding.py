@@ -26,9 +26,16 @@ from statistics import median
 
 from bpkit.core.finding import Finding, Severity
 from bpkit.diagnostics.advice import against_exploding
-from bpkit.diagnostics.depth import bias_gradients, elasticities, moves, signals, trend
+from bpkit.diagnostics.depth import (
+    bias_gradients,
+    elasticities,
+    measured_signals,
+    moves,
+    signals,
+    trend,
+)
 from bpkit.diagnostics.diagnostic import Diagnostic
-from bpkit.diagnostics.instruments import GradientNorm, GradientRate, WeightNorm
+from bpkit.diagnostics.instruments import Activations, GradientNorm, GradientRate, WeightNorm
 from bpkit.diagnostics.sample import Sample
 
 FIRST = 5  # samples that stand for the run's start
@@ -57,8 +64,10 @@ class Exploding(Diagnostic):
     """Growth of the gradient over depth, over time, or beyond the size of the weights."""
 
     needs = (GradientNorm, WeightNorm, GradientRate)
+    wants = (Activations,)
 
     def __init__(self) -> None:
+        self._signal: Mapping[str, float] = {}
         self._start: Sample | None = None
         self._first: list[float] = []
         self._recent: deque[float] = deque(maxlen=RECENT)
@@ -70,6 +79,8 @@ class Exploding(Diagnostic):
     def observe(self, sample: Sample) -> Iterable[Finding]:
         """A finding from the third sample in a row with signs, or at once when beyond doubt."""
         self._start = self._start or sample
+        if sample.has(Activations) or not sample.called:
+            self._signal = measured_signals(sample) if sample.called else signals(sample)
         total = sample.total(GradientNorm)
         if not isfinite(total):
             if self._suspicion is not None:
@@ -102,7 +113,7 @@ class Exploding(Diagnostic):
         updates = moves(sample)
         if updates and max(updates.values()) < HARMLESS:
             return
-        yield from _over_depth(sample)
+        yield from _over_depth(sample, self._signal)
         if sample.loss is not None and isfinite(sample.loss):
             self._loss = max(self._loss, abs(sample.loss))
             reach = elasticities(sample)
@@ -135,9 +146,8 @@ def _finding(sample: Sample, signs: list[Sign], since: int, severity: Severity, 
     )
 
 
-def _over_depth(sample: Sample) -> Iterable[Sign]:
+def _over_depth(sample: Sample, signal: Mapping[str, float]) -> Iterable[Sign]:
     """Gradients that rise towards the input, signals that rise towards the output."""
-    signal = signals(sample)
     profiles = ((elasticities(sample), -1), (bias_gradients(sample), -1), (signal, 1))
     for profile, direction in profiles:
         slope = trend(profile)

@@ -41,6 +41,7 @@ class Flow:
         order: places of modules, in the order in which they were first called.
         lived: numbers of those calls of the model that a backward came back through.
         seconds: that the hooks have taken.
+        fed: the model was called on what another one gave, with a gradient back to it.
     """
 
     def __init__(self, subject: Subject, instruments: Sequence[Instrument]) -> None:
@@ -58,6 +59,7 @@ class Flow:
         self._wanted = bool(self._on_input or self._on_output or self._on_delta_out or self._on_delta_in)
         self._traced = self._broken = False
         self.seconds = 0.0
+        self.fed = False
         self._hooks: list[Handle] = []
         self._starts: dict[int, list[_Start]] = {}
         self._hooked: set[tuple[int, int]] = set()
@@ -117,6 +119,7 @@ class Flow:
         if not (self._blind() or _again()):
             self._calls += 1
             self._stack.append((self._calls, torch.is_grad_enabled()))
+            self.fed |= any(each.grad_fn is not None for each in tensors(args))
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._blind() or _again() or not self._stack:

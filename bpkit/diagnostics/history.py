@@ -82,11 +82,14 @@ class History:
         validation: the validation losses that were given.
         error: size of ∂L/∂output, from sampled steps: falls as the loss does, for most losses, and is there
             where no loss is given.
+        alone: no other network is known to train on the same loss, or to feed this one: an adversary's
+            progress is this one's loss.
     """
 
     loss: Series = field(default_factory=Series)
     validation: Series = field(default_factory=Series)
     error: Series = field(default_factory=Series)
+    alone: bool = True
 
     def add_losses(self, losses: Iterable[tuple[int, float]]) -> None:
         """The losses given since the last sample."""

@@ -48,11 +48,20 @@ class Network:
         parameters: each once, a shared one under its first name, in registration order.
         modules: qualified name and class name of every leaf module, in registration order.
         model: class name of the model, its wrappers taken off.
+        names: qualified names of all modules, in registration order.
     """
 
     parameters: tuple[ParameterInfo, ...]
     modules: tuple[ModuleInfo, ...]
     model: str = ""
+    names: tuple[str, ...] = ()
+
+    def inner(self, before: str, after: str) -> list[str]:
+        """Modules that are registered between two leaf modules and are none themselves: what runs there."""
+        if before not in self.names or after not in self.names:
+            return []
+        between = self.names[self.names.index(before) + 1 : self.names.index(after)]
+        return [name for name in between if name not in self.kinds and not before.startswith(f"{name}.")]
 
     @cached_property
     def kinds(self) -> dict[str, str]:
@@ -80,7 +89,8 @@ def describe(model: nn.Module) -> Network:
         matrix = len(shape) > 1 and id(parameter) not in tables
         infos.append(ParameterInfo(name, _layer(name), shape, matrix))
     modules = tuple(ModuleInfo(name, _kind(module)) for name, module in leaves(model))
-    return Network(tuple(infos), modules, type(unwrapped(model)).__name__)
+    names = tuple(_plain(name, model) or "model" for name, _ in model.named_modules())
+    return Network(tuple(infos), modules, type(unwrapped(model)).__name__, names)
 
 
 def leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import isfinite, isnan
+from typing import Any
 
 from bpkit.core.finding import Finding
 from bpkit.diagnostics.diagnostic import Diagnostic
@@ -31,7 +32,8 @@ class Producer:
 class Nonfinite(Diagnostic):
     """NaN or infinity among the gradients, as the first such sample had it: later ones only spread it."""
 
-    needs = (GradientNorm, WeightNorm, Finite, Deltas, Sentinel)
+    needs = (GradientNorm, WeightNorm)
+    wants = (Finite, Deltas, Sentinel)
 
     def __init__(self) -> None:
         self._first: Finding | None = None
@@ -42,7 +44,8 @@ class Nonfinite(Diagnostic):
         norms = sample.by_layer(GradientNorm)
         bad = tuple(layer for layer, norm in norms.items() if not isfinite(norm))
         if not bad:
-            self._usual |= {name for name, bad in sample.by_module(Finite, "outputs").items() if bad > 0}
+            if sample.has(Finite):
+                self._usual |= {name for name, bad in sample.by_module(Finite, "outputs").items() if bad > 0}
             return
         if self._first is None:
             self._first = self._finding(sample, norms, bad)
@@ -84,8 +87,11 @@ class _Seen:
     """What was not finite at each module, in the order of the forward."""
 
     def __init__(self, sample: Sample, usual: set[str]) -> None:
-        modules, self._again = sample.network.modules, False
-        forward, back = sample[Finite], sample[Deltas]
+        self._network, self._again = sample.network, False
+        modules = self._network.modules
+        nothing: tuple[Any, ...] = (None,) * len(modules)
+        forward = sample[Finite] if sample.has(Finite) else nothing
+        back = sample[Deltas] if sample.has(Deltas) else nothing
         if all(value is None for value in forward):
             self._again = True
             forward = back = sample[Sentinel]
@@ -134,8 +140,9 @@ class _Seen:
                     "a division by a standard deviation of zero or a log of zero where the data is prepared",
                 )
             if each.inputs and before not in self._usual:
+                inner = self._network.inner(before or name, name)
                 return Producer(
-                    (before or name, name),
+                    (*inner, before or name, name),
                     f"the forward, between '{before}', whose output is finite, and '{name}', whose "
                     f"input is not: "
                     "look at what the model computes there (sqrt, log, division, exp)",
@@ -158,9 +165,10 @@ class _Seen:
                 if behind is None and not self._again:
                     return _loss(name)
                 if behind is not None:
+                    inner = self._network.inner(name, behind)
                     return Producer(
-                        (name, behind),
-                        f"the backward, between '{behind}' and '{name}': the gradient that leaves "
+                        (*inner, name, behind),
+                        f"the backward{_named(inner)}, between '{behind}' and '{name}': the gradient that leaves "
                         f"'{behind}' is "
                         f"finite, that which reaches '{name}' is not. Look at what stands between them for a "
                         "slope that is infinite (sqrt or norm at 0) or a 0 times infinity behind torch.where",
@@ -177,6 +185,10 @@ class _Seen:
             if each.out is not None and isfinite(each.out) and each.out >= 0:
                 behind = name
         return _loss(self._order[-1].info.name)
+
+
+def _named(inner: list[str]) -> str:
+    return f" of '{inner[0]}'" if inner else ""
 
 
 def _bad(norm: float | None) -> bool:

@@ -27,6 +27,8 @@ Losses = Sequence[tuple[int, Tensor | float]]
 class Probe:
     """The instruments at one model. A sampled step is `arm`, `before_step`, `after_step`, `sample`.
 
+    A light sample knows the order of the layers from the last full one.
+
     Args:
         subject: what is measured.
         needs: the instruments.
@@ -35,6 +37,8 @@ class Probe:
     def __init__(self, subject: Subject, needs: Iterable[type[Instrument]]) -> None:
         self.subject = subject
         self._instruments = {need: need(subject) for need in needs}
+        self._light = {need: each for need, each in self._instruments.items() if need.light}
+        self._active = self._instruments
         self._permanent = [
             each for each in self._instruments.values() if type(each).alarmed is not Instrument.alarmed
         ]
@@ -43,21 +47,31 @@ class Probe:
         self._arrived: dict[int, None] = {}  # in order
         self._backward = -1
         self._compiled = subject.compiled
+        self._last_order: tuple[int, ...] = ()
+        self._last_called: tuple[int, ...] = ()
         self._seconds = 0.0
         self.history = History()
         self.armed = False
 
-    def arm(self) -> None:
-        """The step that begins now is sampled: listen to its modules and gradients."""
+    def arm(self, *, light: bool = False) -> None:
+        """The step that begins now is sampled: listen to its modules and gradients, unless it is light."""
         self.disarm()
-        self.subject.look_again()
         self.armed = True
+        self._active = self._light if light else self._instruments
+        if light:
+            return
+        self.subject.look_again()
         self._arrived.clear()
         self._backward = -1
         self._hooks = on_gradients(self.subject.parameters, self._on_gradient)
         self._flow.arm()
         for instrument in self._instruments.values():
             instrument.arm()
+
+    @property
+    def light(self) -> bool:
+        """Whether the sample that is being taken is one."""
+        return self._active is self._light
 
     def disarm(self) -> None:
         """Take the hooks on modules and parameters away."""
@@ -95,16 +109,16 @@ class Probe:
     def before_step(self, optimizer: Optimizer) -> None:
         """The optimizer's step begins."""
         self.subject.find_scaler()
-        if self.subject.look_again():
+        if not self.light and self.subject.look_again():
             self.arm()
         with torch.no_grad():
-            for instrument in self._instruments.values():
+            for instrument in self._active.values():
                 instrument.before_step(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """The optimizer's step is over."""
         with torch.no_grad():
-            for instrument in self._instruments.values():
+            for instrument in self._active.values():
                 instrument.after_step(optimizer)
 
     def sample(self, step: int, losses: Losses = (), validations: Losses = ()) -> Sample:
@@ -120,7 +134,7 @@ class Probe:
         counts = []
         lived = frozenset(self._flow.lived)
         with torch.no_grad():
-            for instrument in self._instruments.values():
+            for instrument in self._active.values():
                 read = instrument.read(lived)
                 counts.append(len(read))
                 figures.extend(read)
@@ -129,7 +143,7 @@ class Probe:
         values = [(at, _number(value)) for at, value in zip(steps, numbers, strict=False)]
         trained, validated = values[: len(losses)], values[len(losses) :]
         readings, start = {}, len(given)
-        for (need, instrument), count in zip(self._instruments.items(), counts, strict=True):
+        for (need, instrument), count in zip(self._active.items(), counts, strict=True):
             held = tuple(numbers[start : start + count])
             readings[need] = Reading(held, instrument.provenance, instrument.columns)
             start += count
@@ -138,6 +152,10 @@ class Probe:
             self.history.validation.add(at, value)
         if OutputError in readings and (error := readings[OutputError].values[0]) is not None:
             self.history.error.add(step, error)
+        if not self.light:
+            if self._flow.fed:
+                self.history.alone = False
+            self._last_order, self._last_called = self._order(), tuple(self._flow.order)
         return Sample(
             step=step,
             network=self.subject.network,
@@ -148,8 +166,8 @@ class Probe:
             losses=tuple(trained),
             validations=tuple(validated),
             history=self.history,
-            order=self._order(),
-            called=tuple(self._flow.order),
+            order=self._last_order,
+            called=self._last_called,
         )
 
     def _on_gradient(self, index: int, grad: Tensor) -> None:

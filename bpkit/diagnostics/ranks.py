@@ -6,6 +6,7 @@ does not watch; a collective would.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -32,6 +33,14 @@ class Ranks:
             number = self._store.add(f"bpkit/watches of rank {self.rank}", 1)
             self._key = f"bpkit/watch {number}"  # the same number on every rank that watches
             self._store.add(f"{self._key} ranks", 1)
+
+    def companion(self) -> Ranks:
+        """The same ranks, for another series of changes."""
+        other = copy.copy(self)
+        if other._store is not None:
+            other._key += " light"
+            other._store.add(f"{other._key} ranks", 1)
+        return other
 
     @property
     def alone(self) -> bool:

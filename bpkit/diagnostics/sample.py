@@ -89,6 +89,10 @@ class Sample:
         """The values of one instrument, aligned with `network.parameters` or `network.modules`."""
         return self._reading(instrument).values
 
+    def has(self, instrument: type[Instrument]) -> bool:
+        """Whether this sample was measured with it: a light sample is with light ones alone."""
+        return instrument in self.readings
+
     def column(self, instrument: type[Instrument], name: str) -> tuple[float | None, ...]:
         """One column of an instrument that has several."""
         return self._reading(instrument).column(name)

@@ -38,6 +38,12 @@ class Schedule:
         self._last: tuple[int, float] | None = None
         self._began = self.clock()
 
+    def companion(self) -> Schedule:
+        """A schedule for light samples, with a third of the budget; this one keeps the rest."""
+        light = Schedule(self.every, self.budget / 3, self._ranks.companion())
+        self.budget -= light.budget
+        return light
+
     @property
     def share(self) -> float:
         """The part of the time since the watch began that it took itself."""

@@ -17,7 +17,8 @@ from bpkit.diagnostics.diagnostic import Diagnostic
 from bpkit.diagnostics.instruments import GradientNorm, Standing, Update, WeightNorm
 from bpkit.diagnostics.sample import Sample
 
-SAMPLES = 8  # in a row: a schedule that begins at zero is over by then
+SAMPLES = 8  # in a row: a schedule that begins at zero is over by then; or
+STEPS = 40  # with three samples in them
 MOVED = 0.02  # share of the elements with a gradient that still counts as standing still
 LEARNED = 0.5  # a run that has come so far may well end with its rates at zero
 
@@ -28,6 +29,11 @@ class _State:
 
     norm: float = float("nan")
     still: int = 0
+    since: int = 0
+
+    def stuck(self, step: int) -> bool:
+        """Whether it has stood still for long enough."""
+        return self.still >= SAMPLES or (self.still >= 3 and step - self.since >= STEPS)
 
 
 class Stuck(Diagnostic):
@@ -50,8 +56,10 @@ class Stuck(Diagnostic):
                 state.still = 0
                 continue
             still = update[1] <= MOVED * update[2] and (held > 0 or weight == state.norm)
+            if not state.still:
+                state.since = sample.step
             state.norm, state.still = weight, state.still + 1 if still else 0
-            if state.still >= SAMPLES:
+            if state.stuck(sample.step):
                 why = "held by no optimizer" if not held else "rate" if rate == 0 else "rounding"
                 stuck.setdefault(info.layer, why)
             moving += not still
@@ -66,7 +74,7 @@ class Stuck(Diagnostic):
             layers=tuple(stuck),
             step=sample.step,
             last_step=sample.step,
-            evidence={"layers_stuck": len(stuck), "parameters_moving": moving, "samples": SAMPLES},
+            evidence={"layers_stuck": len(stuck), "parameters_moving": moving},
             advice=_ADVICE[why].format(layer=layer),
         )
 

@@ -28,12 +28,14 @@ class Trial(Protocol):
     """Two ways to the same gradients, by name.
 
     Attributes:
+        name: as `Audit(exclude=[name])` takes it.
         label: what is tried, in words.
         target: the same in code, as `bpkit.verify` takes it.
         swapped: `bpkit.revert` puts torch's in its place.
         eps: relative distance of two numbers in the lowest precision that is computed in.
     """
 
+    name: str
     label: str
     target: str
     swapped: bool
@@ -52,7 +54,8 @@ class ModuleTrial:
     """The whole call against torch's class."""
 
     def __init__(self, call: Call) -> None:
-        self.label, self.target = call.name, f"model.get_submodule({call.name!r})"
+        self.name = self.label = call.name
+        self.target = "model" if call.name == "model" else f"model.get_submodule({call.name!r})"
         self.swapped = type(call.module) in twins().values()
         self._call = call
         self._reference = _by_torch(call.module)
@@ -77,7 +80,8 @@ class FunctionTrial:
     """One custom Function of a call against autograd through its `forward`."""
 
     def __init__(self, call: Call, used: Used) -> None:
-        self.label, self.target = f"{used.function.__name__} in {call.name}", used.function.__name__
+        self.name = self.target = used.function.__name__
+        self.label = f"{self.name} in {call.name}"
         self.swapped, self._used = False, used
         self.eps = precision(call)
 
@@ -85,7 +89,12 @@ class FunctionTrial:
         return self._used.gradients
 
     def reference(self) -> Gradients:
-        return self._used.by_autograd(None)
+        found = self._used.by_autograd(None)
+        if any(each.any() for each in self._used.gradients.values()) and not any(
+            each.any() for each in found.values()
+        ):  # the function is constant in pieces, and its backward stands for something else on purpose
+            raise NoReferenceError("has a derivative of zero, and a backward that gives something instead")
+        return found
 
     def truth(self, noise: torch.Generator | None = None) -> Gradients:
         return self._used.by_autograd(Wide(self.eps, noise))

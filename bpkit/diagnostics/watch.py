@@ -35,6 +35,7 @@ from bpkit.diagnostics.hooks import innermost, on_step
 from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.ledger import Ledger
 from bpkit.diagnostics.log import Log
+from bpkit.diagnostics.others import trains_others
 from bpkit.diagnostics.probe import Probe
 from bpkit.diagnostics.ranks import Ranks
 from bpkit.diagnostics.recorder import Recorder
@@ -140,7 +141,8 @@ class Watcher:
         findings: verdicts so far, one of a kind, in the order of their first steps.
         sample: the last sampled step, None before the first.
         step: steps that the optimizer has taken. A run that is resumed sets it to where it goes on.
-        schedule: `every` as it has become, and the `seconds`, `samples` and `share` of the run's time spent.
+        schedule: of full samples: `every` as it has become, and the `seconds` and `samples` so far.
+        light_schedule: the same of light ones.
         subject: the model as the instruments see it.
         optimizer: the one whose steps are counted, None until it is known.
         closure: gives the loss of the last batch, with a graph; None but in the Trainer, or as one sets it.
@@ -160,7 +162,7 @@ class Watcher:
         ranks: Ranks | None = None,
     ) -> None:
         self.sample: Sample | None = None
-        self.schedule = schedule
+        self.schedule, self.light_schedule = schedule, schedule.companion()
         self.subject = subject
         self.optimizer = optimizer
         self.closure: Callable[[], Tensor] | None = None
@@ -169,12 +171,13 @@ class Watcher:
         self._log = None if self._board is None else Log(self._board)
         self._ranks = ranks or Ranks()
         self._diagnostics = list(diagnostics)
-        needs = dict.fromkeys(need for each in diagnostics for need in each.needs)
+        needs = dict.fromkeys(need for each in diagnostics for need in (*each.needs, *each.wants))
         self._probe = Probe(subject, needs)
         self._ledger = Ledger()
         self._losses: deque[tuple[int, Tensor | float]] = deque(maxlen=PENDING)
         self._validations: deque[tuple[int, Tensor | float]] = deque(maxlen=PENDING)
         self.recorder: Recorder | None = None
+        self._unlooked = 3  # losses whose graphs are looked at
         self._seconds = 0.0
         self._closed = False
         for each in self._diagnostics:
@@ -193,13 +196,25 @@ class Watcher:
     @step.setter
     def step(self, step: int) -> None:
         self._step = step
-        if self.schedule.due(step + 1):
-            self._probe.arm()
-        else:
-            self._probe.disarm()
+        self._probe.disarm()
+        self._look_ahead()
+
+    @property
+    def seconds(self) -> float:
+        """Time that watching has taken."""
+        return self.schedule.seconds + self.light_schedule.seconds
+
+    @property
+    def share(self) -> float:
+        """The same as a part of the time since the watch began."""
+        return self.schedule.share + self.light_schedule.share
 
     def loss(self, value: Tensor | float) -> None:
         """The loss of the step just taken; a tensor is read with the next sample, not now."""
+        if self._unlooked and isinstance(value, Tensor):
+            self._unlooked -= 1
+            if trains_others(value, self.subject.parameters):
+                self._probe.history.alone = False
         self._losses.append((self._step, value.detach() if isinstance(value, Tensor) else float(value)))
 
     def validation(self, value: Tensor | float) -> None:
@@ -243,7 +258,9 @@ class Watcher:
 
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
         start = time.perf_counter()
-        if self._probe.armed or self._probe.alarmed(optimizer):
+        if not self._probe.armed or self._probe.light:
+            self._probe.alarmed(optimizer)  # arms for a full sample, if so
+        if self._probe.armed:
             self._probe.before_step(optimizer)
         self._seconds += time.perf_counter() - start
 
@@ -255,14 +272,20 @@ class Watcher:
             self._take(optimizer)
         if self._closed:
             return
-        if self.schedule.due(self._step + 1):
-            self._probe.arm()
-        elif sampled:
-            self._probe.disarm()
+        light = self._probe.light
+        self._look_ahead()
         self._seconds += time.perf_counter() - start
         if sampled:
-            self.schedule.took(self._step, self._seconds + self._probe.took())
+            schedule = self.light_schedule if light else self.schedule
+            schedule.took(self._step, self._seconds + self._probe.took())
             self._seconds = 0.0
+
+    def _look_ahead(self) -> None:
+        """Arm for the next step, if it is to be sampled."""
+        if self.schedule.due(self._step + 1):
+            self._probe.arm()
+        elif self.light_schedule.due(self._step + 1):
+            self._probe.arm(light=True)
 
     def _take(self, optimizer: torch.optim.Optimizer) -> None:
         if self._step == 1 and self.subject.sharded and not self._ranks.all_watch():
@@ -285,20 +308,22 @@ class Watcher:
         columns: dict[str, dict[str, float]] = {}
         changed = False
         for diagnostic in tuple(self._diagnostics):
+            if not all(map(sample.has, diagnostic.needs)):
+                continue
             changed |= self._run(diagnostic, lambda each: each.observe(sample), sample.step)
-            if self._board is not None and diagnostic in self._diagnostics:
+            if self._board is not None and not self._probe.light and diagnostic in self._diagnostics:
                 with self._leaving_out(diagnostic, sample.step):
                     diagnostic.write(sample, self._board)
                     for name, values in diagnostic.columns(sample).items():
                         columns.setdefault(name, {}).update(values)
-        if self._log is not None:
+        if self._log is not None and not self._probe.light:
             histograms = {name: columns.pop(name) for name in record.BINS if name in columns}
             self._log.layers(sample, columns, histograms)
         if self._own is not None:  # who brings a writer logs the losses as they like
             for tag, value in (("loss/train", sample.loss), ("loss/validation", sample.validation)):
                 if value is not None:
                     self._own.add_scalar(tag, value, sample.step)
-        if changed or self.schedule.samples % VERDICTS == 0:
+        if changed or (not self._probe.light and self.schedule.samples % VERDICTS == 0):
             self._write_verdicts()
 
     def _run(
@@ -331,8 +356,7 @@ class Watcher:
 
     def _write_verdicts(self, *, finished: bool = False) -> None:
         if self._log is not None:
-            schedule = self.schedule
-            cost = {"seconds": schedule.seconds, "share": schedule.share, "samples": schedule.samples}
+            cost = {"seconds": self.seconds, "share": self.share, "samples": self.schedule.samples}
             self._log.verdicts(self._step, self.findings, {**cost, "finished": finished})
 
     def __enter__(self) -> Watcher:

@@ -75,9 +75,9 @@ class Writer:
             plugin: the TensorBoard plugin that shows it.
             content: what that plugin needs to know to read it; written once a tag.
         """
-        value = self._at(step).value.add(
-            tag=tag, tensor=make_tensor_proto(np.asarray(tensor, dtype=np.float32))
-        )
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+            array = np.asarray(tensor, dtype=np.float32)
+        value = self._at(step).value.add(tag=tag, tensor=make_tensor_proto(array))
         if tag not in self._described:  # TensorBoard reads a tag's metadata off its first value
             self._described.add(tag)
             value.metadata.CopyFrom(_metadata(plugin, content))

@@ -8,8 +8,8 @@ from bpkit.core.fuse import compiler_available
 from bpkit.plugins import registry
 
 SPECS = {spec.name: spec for spec in (*registry().layers, *registry().losses) if spec.reference is not None}
-# Without a formula of their own; those of lazy layers, stacks and three axes are other layers' formulas.
-UNFUSED = ("RNN", "LSTM", "GRU", "Flatten", "Unflatten", "Identity", "Lazy", "Transformer", "3d")
+# Without a formula of their own; those of lazy layers, stacks, one axis and three are other layers' formulas.
+UNFUSED = ("RNN", "LSTM", "GRU", "Flatten", "Unflatten", "Identity", "Lazy", "Transformer", "1d", "3d")
 
 pytestmark = [
     pytest.mark.skipif(not compiler_available(), reason="no C++ compiler to fuse with"),

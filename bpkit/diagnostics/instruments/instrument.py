@@ -31,6 +31,8 @@ class Instrument:
         of: what there is one figure of.
         columns: names of the numbers that a figure consists of; none for a single number.
         provenance: what the figures are of.
+        light: it hooks no forward and no backward and copies no parameter: a light sample, with such
+            instruments alone, costs a fraction of a full one, and can be taken more often.
         integers: whether `on_input` is given tensors of integers as well, such as indices.
 
     Attributes:
@@ -44,6 +46,7 @@ class Instrument:
     of: ClassVar[Literal["parameters", "modules", "model"]] = "parameters"
     columns: ClassVar[tuple[str, ...]] = ()
     provenance: Provenance = Provenance("at step")
+    light: ClassVar[bool] = False
     integers: ClassVar[bool] = False
 
     listen: Callable[[Tensor, Callable[[Tensor], None]], None]

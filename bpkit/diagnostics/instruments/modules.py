@@ -351,9 +351,9 @@ def _few(tensor: Tensor) -> Tensor:
 
 
 class Underflow(_Calls):
-    """Of the errors δ that arrive in float16: the share that is below its normal numbers.
+    """Of the errors δ that arrive in float16: the share that is below its normal numbers, zeros apart.
 
-    NaN for other dtypes. Half and more of them zero is more than a rectifier takes out.
+    Zeros are what rectifiers take out; where nothing else is left, all of it counts as lost.
     """
 
     columns = ("lost",)
@@ -363,14 +363,16 @@ class Underflow(_Calls):
         if delta.dtype is not torch.float16 or not delta.numel():
             return
         size = local(delta).abs()
-        lost = (size < torch.finfo(torch.float16).tiny).float().mean()
-        self.note(call, place, lost.reshape(1))
+        there = size.count_nonzero()
+        small = ((size > 0) & (size < torch.finfo(torch.float16).tiny)).sum()
+        self.note(call, place, torch.where(there > 0, small / there, 1.0).reshape(1))
 
 
 class LossScale(Instrument):
     """The loss scale of mixed precision; None without one."""
 
     of = "model"
+    light = True
 
     def read(self, lived: frozenset[int]) -> Figures:
         scaler = self.subject.scaler

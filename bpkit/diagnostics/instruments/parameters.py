@@ -21,6 +21,8 @@ KEPT = 1 << 16  # elements that are compared before and after a step; of larger 
 class GradientNorm(Instrument):
     """‖∂L/∂p‖ as the optimizer used it: unscaled, accumulated, reduced, after clipping."""
 
+    light = True
+
     def after_step(self, optimizer: Optimizer) -> None:
         self._norms = norms([dense(parameter.grad) for parameter in self.subject.parameters])
         if self.subject.still_scaled(optimizer):
@@ -52,6 +54,8 @@ class WeightNorm(Instrument):
     """‖p‖ as the gradient saw it, before the optimizer moves it."""
 
     provenance = Provenance("before step")
+
+    light = True
 
     def before_step(self, optimizer: Optimizer) -> None:
         lazy = nn.parameter.is_lazy
@@ -142,6 +146,8 @@ class GradientRate(Instrument):
     groups (Adam and its kin) divides by the gradient's own size. None for an unknown optimizer too.
     """
 
+    light = True
+
     def after_step(self, optimizer: Optimizer) -> None:
         rates: dict[int, Tensor | float] = {}
         for group in optimizer.param_groups:
@@ -162,6 +168,8 @@ class Standing(Instrument):
     """
 
     columns = ("trainable", "reached", "held", "rate")
+
+    light = True
 
     def after_step(self, optimizer: Optimizer) -> None:
         rates = {

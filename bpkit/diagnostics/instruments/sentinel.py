@@ -33,6 +33,7 @@ class Sentinel(Instrument):
     """Of each module on a step that was run again, the columns of `Finite` and `Deltas`; None otherwise."""
 
     of = "modules"
+    light = True
     columns = (*Finite.columns, *Deltas.columns)
     provenance = Provenance("before step", reduced=False)
 

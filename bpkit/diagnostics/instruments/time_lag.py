@@ -14,7 +14,7 @@ from bpkit.diagnostics.instruments.through_time import FUNCTIONS, log_norms
 from bpkit.diagnostics.sample import Provenance
 
 STEPS = 128  # of longer sequences the last ones, begun with the state that the whole began with
-CASES, ROWS = 4, 256  # of the batch, and of all its steps together: what runs again beside the training
+CASES, ROWS = 4, 128  # of the batch, and of all its steps together: what runs again beside the training
 FORGOTTEN = 1e-3  # of what is at lag 0
 SMALLEST = 1e-30  # of an error of length 1: below, float32 soon has no numbers
 

@@ -116,7 +116,7 @@ def _variable(module: nn.Module) -> str | None:
     """The variable, or the attribute of an object in one, by which the running frames know the module."""
     frame: Any = sys._getframe(1)
     while frame is not None:
-        if not frame.f_globals.get("__name__", "").startswith(("bpkit.", "torch.")):
+        if not str(frame.f_globals.get("__name__")).startswith(("bpkit.", "torch.")):
             for holder in (
                 frame.f_locals,
                 frame.f_globals,
