@@ -1,4 +1,4 @@
-"""`bpkit bench layers|models|trainer`: bpkit against torch; `bpkit bench clinic`: monitors against faults."""
+"""`bpkit bench`: bpkit against torch, interleaved in one process, and monitors against seeded faults."""
 
 from __future__ import annotations
 
@@ -215,7 +215,13 @@ def watch(networks: tuple[str, ...], steps: int, as_json: bool) -> None:
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write JSON here.")
 @click.option("--against", default="", metavar="NAMES", help="Other monitors: torchmortem,thresholds.")
-@click.option("--budget", default=0.03, show_default=True, help="`bpkit.watch`'s share of the time.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="`bpkit.watch`'s share of the time; at 1 its samples hang on the step alone.",
+)
 def clinic(
     names: tuple[str, ...],
     directory: Path | None,

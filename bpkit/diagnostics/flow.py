@@ -77,7 +77,7 @@ class Flow:
         """
         self.disarm()
         self._calls, self.order, self.lived = OUTSIDE, {}, {OUTSIDE}
-        if not self._wanted or self._traced or self._broken:
+        if not self._wanted or self._traced or self._broken or not self._subject.hookable:
             return
         root = self._subject.model
         compiled = _inside_compiled(root)

@@ -36,7 +36,7 @@ from bpkit.diagnostics.sample import Sample, norm
 WINDOW = 20  # samples: ten at the start, in a row, and ten far apart
 FAR = 4.0  # times the batch, where four fifths of a gradient's square are noise
 PATIENCE = 5000  # cases; a hundred steps of a usual batch
-RANDOM = 0.02  # a mean cosine below this, or below twice its standard error, is none
+RANDOM = 0.02  # a mean cosine below this, or below three standard errors, is none
 
 
 class Estimate(NamedTuple):
@@ -109,7 +109,7 @@ class Noise(Diagnostic):
     def _is_noise(self) -> bool:
         cosine = fmean(self._cosines)
         unsure = stdev(self._cosines) / sqrt(WINDOW)
-        if abs(cosine) > max(RANDOM, 2 * unsure) or cosine > 1 / (1 + FAR):
+        if abs(cosine) > max(RANDOM, 3 * unsure) or cosine > 1 / (1 + FAR):
             return False
         return not self._totals or _share(self._totals) < 1 / FAR
 

@@ -53,6 +53,11 @@ class Subject:
         return self._network
 
     @property
+    def hookable(self) -> bool:
+        """Whether a hook on the model itself runs eagerly: `model.compile()` would compile it in."""
+        return getattr(self.model, "_compiled_call_impl", None) is None
+
+    @property
     def compiled(self) -> bool:
         """Whether any of it runs under `torch.compile`: module hooks do not fire there."""
         return any(

@@ -143,7 +143,7 @@ def _by_rate(lab: Lab) -> Iterator[Case]:
         "rate too high with Adam",
         kinds + " plateau saturated",
         Recipe(model=transformer(2, 32), shape=rows, optimizer=adam(2e-3), bar=0.6, steps=240),
-        optimizer=adam(lab.pick(0.3, 0.6)),
+        optimizer=adam(lab.pick(0.6, 1.0)),
     )
     yield fault(
         "rate too high with Adam, MLP",

@@ -47,7 +47,7 @@ def _dead(lab: Lab) -> Iterator[Case]:
     spike = lab.pick(101, 84)
 
     def jump(step: int, steps: int) -> float:
-        return lab.pick(200.0, 400.0) if step == spike else 1.0
+        return lab.pick(200.0, 1000.0) if step == spike else 1.0
 
     yield fault("dead by a spike", "dead divergence", simple, named("*"), at=spike, rate=jump)
     norm = mlp(3, lab.pick(64, 48), norm=nn.BatchNorm1d)
@@ -155,7 +155,7 @@ def _modes(lab: Lab) -> Iterator[Case]:
     )
     yield fault(
         "batches of one with BatchNorm",
-        "noise mode divergence plateau",
+        "noise mode divergence plateau dead",
         convolution,
         named("*"),
         batch=1,

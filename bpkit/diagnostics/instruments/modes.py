@@ -31,8 +31,10 @@ class Modes(Instrument):
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
         self._evaluations = {True: 0, False: 0}  # forwards without gradients, by the model's mode
-        model = subject.model
-        self._hook: Handle = model.register_forward_pre_hook(ModuleHook(self._count), prepend=True)
+        self._hooks: list[Handle] = []
+        if subject.hookable:
+            hook = ModuleHook(self._count)
+            self._hooks.append(subject.model.register_forward_pre_hook(hook, prepend=True))
 
     def _count(self, module: nn.Module, args: Any) -> None:
         if not torch.compiler.is_compiling() and not torch.is_grad_enabled():
@@ -65,4 +67,5 @@ class Modes(Instrument):
         return found
 
     def close(self) -> None:
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()

@@ -44,11 +44,10 @@ class Sentinel(Instrument):
         self._waiting: list[Tensor] = []
         self._over = False
         self._watched: list[nn.Parameter] | None = None
-        self._hooks: list[Handle] = [
-            subject.model.register_forward_pre_hook(
-                ModuleHook(self._remember), prepend=True, with_kwargs=True
-            )
-        ]
+        self._hooks: list[Handle] = []
+        if subject.hookable:
+            hook = ModuleHook(self._remember)
+            self._hooks.append(subject.model.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
 
     def _remember(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Keep the batch until the next one comes, and the state of the random numbers; no copy of either."""
