@@ -73,7 +73,7 @@ MISTAKES = {
     "command": (["plugin"], "unknown command 'plugin': did you mean 'plugins'?"),
     "nothing like it": (
         ["xyz"],
-        "unknown command 'xyz': there are: bench, demo, new-plugin, plugins, train, verify",
+        "unknown command 'xyz': there are: bench, demo, doctor, new-plugin, plugins, train, verify, watch",
     ),
     "option": (["plugins", "--jsn"], "No such option '--jsn'. Did you mean '--json'?"),
     "global option": (["--trace-hook"], "No such option '--trace-hook'. Did you mean '--trace-hooks'?"),
