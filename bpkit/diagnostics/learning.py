@@ -5,9 +5,10 @@ from __future__ import annotations
 from math import inf, log, sqrt
 from statistics import fmean
 
-from bpkit.diagnostics.history import START, Series
+from bpkit.diagnostics.history import Series
 from bpkit.diagnostics.sample import Sample
 
+FEWEST = 12  # losses, or errors at the output where no loss is given
 LEARNED = 0.1  # the share of its start that a loss has lost where something is learned
 SOME = 0.03  # a smaller share is learned by the output's bias alone
 CHANCE = 0.05  # around ln C, the cross-entropy of guessing among C classes
@@ -21,7 +22,7 @@ def learned_nothing(sample: Sample) -> bool:
     it came down from: large initial weights make confident mistakes, which are soon unlearned.
     """
     series = _series(sample)
-    if series.count < 2 * START or not series.blocks:
+    if series.count < FEWEST or not series.blocks:
         return False
     if guesses(sample):
         return True
@@ -44,7 +45,7 @@ def learned_something(sample: Sample) -> bool:
 def lost(sample: Sample) -> bool:
     """Whether the loss surely stands above where it started."""
     series = _series(sample)
-    return series.count >= 2 * START and bool(series.blocks) and _gain(series) < -3 * _unsure(series)
+    return series.count >= FEWEST and bool(series.blocks) and _gain(series) < -3 * _unsure(series)
 
 
 def guesses(sample: Sample) -> bool:

@@ -33,7 +33,7 @@ from bpkit.diagnostics.instruments import AccumulatedNorm, Direction, GradientNo
 from bpkit.diagnostics.learning import learned_nothing, learned_something, lost
 from bpkit.diagnostics.sample import Sample, norm
 
-WINDOW = 20  # samples: ten at the start, in a row, and ten far apart
+WINDOW = 12  # samples: ten in a row at the start, and some far apart
 FAR = 4.0  # times the batch, where four fifths of a gradient's square are noise
 PATIENCE = 5000  # cases; a hundred steps of a usual batch
 RANDOM = 0.02  # a mean cosine below this, or below three standard errors, is none

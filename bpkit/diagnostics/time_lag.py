@@ -25,7 +25,8 @@ from bpkit.diagnostics.instruments import OutputError, TimeLag
 from bpkit.diagnostics.learning import learned_nothing, learned_something
 from bpkit.diagnostics.sample import Sample
 
-WINDOW = 20  # samples, to vanish: the start of a run that is slow to begin with is over by then
+WINDOW = 10  # samples, to vanish
+AFTER = 100  # steps: the start of a run that is slow to begin with is over by then
 IN_A_ROW = 5  # samples, to explode
 VANISHED = 1e-4  # of lag 0 at the largest lag: what is to be learned there is lost in what lies nearer
 EXPLODED = 1e3
@@ -57,7 +58,7 @@ class TimeLags(Diagnostic):
         vanishing = {layer: each for layer, each in self._layers.items() if each.vanishes}
         if exploding:
             yield self._finding(sample, "exploding", exploding)
-        if vanishing and learned_nothing(sample):
+        if vanishing and sample.step >= AFTER and learned_nothing(sample):
             yield self._finding(sample, "vanishing", vanishing)
 
     def columns(self, sample: Sample) -> Mapping[str, Mapping[str, float]]:

@@ -161,6 +161,11 @@ def test_a_fault_at_the_wrong_layer() -> None:
     assert complaints([found])[0].startswith("wrong layer")
 
 
+def test_the_whole_model_is_a_place_where_every_layer_is_right() -> None:
+    assert outcome(broken(layers=named("*")), verdict("stuck", 5)).placed is True
+    assert outcome(broken(), verdict("stuck", 5)).placed is False
+
+
 def test_a_fault_without_a_place() -> None:
     found = outcome(broken(layers=None), verdict("stuck", 5, "0"))
     assert found.placed is None

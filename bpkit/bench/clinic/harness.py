@@ -59,7 +59,7 @@ class Outcome:
         delay: steps from the fault to the first verdict that counts; None where there is none.
         score: of the trained model on held-out cases.
         valid: whether the run is what its row says: a healthy one learns, a fault does harm.
-        seconds: the run took.
+        seconds: of processor time that the run took.
         error: the exception that ended it.
     """
 
@@ -107,7 +107,7 @@ def judged(case: Case, trained: Trained, job: Job, seconds: float = 0.0) -> Outc
 
 def run_case(case: Case, job: Job, monitor: Contender) -> Outcome:
     """Train and judge; an exception ends the run, not the clinic."""
-    start = time.perf_counter()
+    start = time.process_time()
     if job.sound and case.sound is not None:
         case = replace(case, recipe=case.sound, kinds=frozenset(), layers=None)
     try:
@@ -118,7 +118,7 @@ def run_case(case: Case, job: Job, monitor: Contender) -> Outcome:
         return Outcome(
             case.name, job.seed, job.contender, case.kinds, error=f"{type(error).__name__}: {error}"
         )
-    return judged(case, trained, job, time.perf_counter() - start)
+    return judged(case, trained, job, time.process_time() - start)
 
 
 @cache

@@ -74,7 +74,7 @@ def _sequences(lab: Lab) -> dict[str, Recipe]:
     }
     if "plays" in lab.has:
         plays = replace(
-            by_rows, data="plays", shape=same, batch=32, bar=0.24, steps=300, optimizer=adam(5e-3), clip=1.0
+            by_rows, data="plays", shape=same, batch=16, bar=0.24, steps=300, optimizer=adam(5e-3), clip=1.0
         )
         recipes |= {
             "characters, LSTM": replace(plays, model=recurrent(nn.LSTM, lab.pick(64, 48))),

@@ -9,11 +9,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from bpkit.diagnostics.instruments.contributions import Formula, formula, wide
 from bpkit.diagnostics.instruments.instrument import Figure, Figures, Instrument
+from bpkit.diagnostics.network import Network
 from bpkit.diagnostics.sample import Provenance
+from bpkit.diagnostics.shards import is_distributed
 from bpkit.diagnostics.subject import Subject
 
 CASES = 8  # of a batch, at most, and at most a quarter of it: a twelfth of a step's products
@@ -44,9 +45,12 @@ class PerSample(Instrument):
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
         self._backwards = 0
+        self._formulas: dict[int, Formula] = {}
+        self._network: Network | None = None
 
     def arm(self) -> None:
-        self._formulas = _formulas(self.subject)
+        if self._network is not self.subject.network:
+            self._network, self._formulas = self.subject.network, _formulas(self.subject)
         self._runs: dict[tuple[int, int], _Run] = {}
         self._inputs: dict[int, _Use] = {}
         self._spoiled: set[int] = set()
@@ -63,7 +67,9 @@ class PerSample(Instrument):
         found = self._formulas.get(place)
         if found is None or input.dim() < found.axes(module) or not input.numel():
             return
-        if isinstance(input, DTensor) or input.is_inference():
+        if not any(each.requires_grad for each in module.parameters(recurse=False)):
+            return
+        if is_distributed(input) or input.is_inference():
             self._spoiled.add(place)
             return
         self._inputs[place] = _Use(run, found, input, module)
@@ -100,7 +106,7 @@ class PerSample(Instrument):
         return found
 
     def _arrived(self, place: int, use: _Use, delta: Tensor) -> None:
-        if use.settled or use.delta is not None or isinstance(delta, DTensor):
+        if use.settled or use.delta is not None or is_distributed(delta):
             self._spoiled.add(place)  # a second backward through the same graph
             return
         uses = use.run.uses[place]
@@ -169,14 +175,14 @@ class _Use:
 
 
 def _formulas(subject: Subject) -> dict[int, Formula]:
-    """By place, of layers that learn and share no parameter."""
+    """By place, of layers that share no parameter."""
     if any(getattr(module, "batch_first", True) is False for module in subject.model.modules()):
         return {}
     owners = Counter(id(each) for module in subject.modules for each in module.parameters(recurse=False))
     found = {}
     for place, module in enumerate(subject.modules):
         own = list(module.parameters(recurse=False))
-        if any(each.requires_grad for each in own) and all(owners[id(each)] == 1 for each in own):
+        if own and all(owners[id(each)] == 1 for each in own):
             known = formula(module)
             if known is not None:
                 found[place] = known

@@ -12,7 +12,6 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -21,6 +20,7 @@ from bpkit.diagnostics.script.calls import Calls
 from bpkit.diagnostics.script.losses import Losses
 from bpkit.diagnostics.script.models import free, model_of, named, outermost, owner, receiver, trainable
 from bpkit.diagnostics.script.watched import Watched
+from bpkit.diagnostics.shards import is_distributed
 from bpkit.diagnostics.watch import watch
 
 logger = logging.getLogger("bpkit")
@@ -209,7 +209,7 @@ class Watching:
 
 
 def _sharded(optimizer: Optimizer) -> bool:
-    return any(isinstance(each, DTensor) for group in optimizer.param_groups for each in group["params"])
+    return any(is_distributed(each) for group in optimizer.param_groups for each in group["params"])
 
 
 def _directory(name: str) -> str:
