@@ -23,7 +23,10 @@ Closure = Callable[[], Tensor]
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Without the kernels that torch derives no second time: fused attention, cuDNN's and oneDNN's LSTM."""
+    """Without fused attention and cuDNN's recurrent layers, which torch derives no second time.
+
+    Without oneDNN's as well: of recurrent layers in bfloat16 it has no backward at all.
+    """
     # `torch.backends.mkldnn.flags` sets TF32 as well, and warns where there is no Intel GPU.
     onednn = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)

@@ -9,12 +9,13 @@ from statistics import median
 from bpkit.diagnostics.ranks import Ranks
 
 DENSE = 10  # the first steps, all sampled: where initialisation and rate show
+FIRST = 200  # steps that are sampled as asked, whatever it costs: a budget is a share of a long run
 
 
 class Schedule:
-    """Every one of the first `DENSE` steps, then every `every`-th; doubled while that costs too much.
+    """Every one of the first `DENSE` steps, then every `every`-th; after `FIRST` steps fewer, if that costs much.
 
-    The choice depends on the step's number alone, so that a resumed run, or another rank, takes the
+    `every` doubles until the samples fit the budget. The choice depends on the step's number alone, so that a resumed run, or another rank, takes the
     same samples as long as `every` is the same. Of several ranks the first one decides when it changes.
 
     Args:
@@ -27,7 +28,8 @@ class Schedule:
     """
 
     def __init__(self, every: int, budget: float, ranks: Ranks | None = None) -> None:
-        self.every, self.budget = every, budget
+        self._asked = self.every = every
+        self.budget = budget
         self.clock = time.perf_counter
         self.seconds = 0.0
         self.samples = 0
@@ -53,7 +55,7 @@ class Schedule:
         """Whether this step is sampled."""
         if self._pending is not None and step >= self._pending[0]:
             self.every, self._pending = self._pending[1], None
-        return step <= DENSE or step % self.every == 0
+        return step <= DENSE or step % (self._asked if step <= FIRST else self.every) == 0
 
     def took(self, step: int, seconds: float) -> None:
         """A sample of this step took so long; `every` doubles if such samples exceed the budget.
