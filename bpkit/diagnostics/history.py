@@ -15,6 +15,7 @@ from statistics import fmean, median
 BLOCKS = 256
 RECENT = 64
 START = 10  # losses that stand for the start of a run
+BLOWN = 2.0
 
 
 @dataclass
@@ -48,8 +49,13 @@ class Series:
 
     @property
     def start(self) -> float:
-        """Median of the first values: one bad batch does not move it."""
-        return median(self.first)
+        """Median of the first values: one bad batch does not move it. The very first, where they blew up."""
+        return self.first[0] if self.blew_up else median(self.first)
+
+    @property
+    def blew_up(self) -> bool:
+        """Whether the first steps multiplied a positive value."""
+        return len(self.first) >= START and self.first[0] > 0 and median(self.first) > BLOWN * self.first[0]
 
     @property
     def now(self) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from math import inf, log, sqrt
 from statistics import fmean
 
-from bpkit.diagnostics.history import Series
+from bpkit.diagnostics.history import START, Series
 from bpkit.diagnostics.sample import Sample
 
 FEWEST = 12  # losses, or errors at the output where no loss is given
 LEARNED = 0.1  # the share of its start that a loss has lost where something is learned
 SOME = 0.03  # a smaller share is learned by the output's bias alone
+HALF = 0.5  # of the first loss: a run that has lost more than that has learned
 CHANCE = 0.05  # around ln C, the cross-entropy of guessing among C classes
 
 
@@ -59,6 +60,18 @@ def guesses(sample: Sample) -> bool:
     classes = shapes[-1][0] if shapes else 1
     chance = log(classes) if classes > 1 else -inf
     return abs(now - chance) + 2 * error < CHANCE * chance
+
+
+def stalled(sample: Sample) -> bool:
+    """Whether the loss has not come down in the second half of the run, and most of it is still there."""
+    series, progress = _series(sample), sample.history.progress
+    values = [value for _, value in series.blocks]
+    if len(values) < 4 * START or progress is None or progress > HALF:
+        return False
+    half = len(values) // 2
+    middle, late = values[half // 2 : half], values[half:]
+    unsure = series.noise / sqrt(series.size) * sqrt(1 / len(middle) + 1 / len(late))
+    return fmean(late) > fmean(middle) - 2 * unsure
 
 
 def _series(sample: Sample) -> Series:

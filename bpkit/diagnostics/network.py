@@ -8,6 +8,7 @@ from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 # Wrappers that put a segment of their own into every qualified name below them.
@@ -21,12 +22,14 @@ class ParameterInfo:
 
     Attributes:
         matrix: it has two axes or more and is no lookup table: what a depth is counted in.
+        coarse: its dtype is float16 or bfloat16.
     """
 
     name: str
     layer: str
     shape: tuple[int, ...]
     matrix: bool
+    coarse: bool = False
 
     @property
     def numel(self) -> int:
@@ -87,7 +90,8 @@ def describe(model: nn.Module) -> Network:
         name = _plain(name, model)
         shape = (0,) if nn.parameter.is_lazy(parameter) else tuple(parameter.shape)
         matrix = len(shape) > 1 and id(parameter) not in tables
-        infos.append(ParameterInfo(name, _layer(name), shape, matrix))
+        coarse = parameter.dtype in (torch.float16, torch.bfloat16)
+        infos.append(ParameterInfo(name, _layer(name), shape, matrix, coarse))
     modules = tuple(ModuleInfo(name, _kind(module)) for name, module in leaves(model))
     names = tuple(_plain(name, model) or "model" for name, _ in model.named_modules())
     return Network(tuple(infos), modules, type(unwrapped(model)).__name__, names)

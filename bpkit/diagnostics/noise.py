@@ -13,8 +13,9 @@ over `WINDOW` samples; a signal too small for these to resolve is taken to be as
 
 Much noise is no fault: near a minimum every gradient is. A verdict wants a noise scale far above the batch,
 successive gradients whose directions have nothing to do with one another, and a loss that has surely gone
-nowhere: that has risen, or that stands where it stood after `PATIENCE` cases, for noise takes time to average
-out. Where the batch is of one case the directions alone tell: the mean cosine of two independent
+nowhere: that has risen, or that stands where it stood after `PATIENCE` cases, for noise takes time to
+average out, or that has stalled while each step moves the weights by a hundredth, wherever the batch
+points. Where the batch is of one case the directions alone tell: the mean cosine of two independent
 gradients is 1 / (1 + noise scale / B).
 """
 
@@ -24,18 +25,29 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import isfinite, isnan, sqrt
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import NamedTuple
 
 from bpkit.core.finding import Finding
 from bpkit.diagnostics.diagnostic import Board, Diagnostic
-from bpkit.diagnostics.instruments import AccumulatedNorm, Direction, GradientNorm, OutputError, PerSample
-from bpkit.diagnostics.learning import learned_nothing, learned_something, lost
+from bpkit.diagnostics.instruments import (
+    AccumulatedNorm,
+    Direction,
+    GradientNorm,
+    OutputError,
+    PerSample,
+    Standing,
+    Update,
+    WeightNorm,
+)
+from bpkit.diagnostics.learning import learned_nothing, learned_something, lost, stalled
 from bpkit.diagnostics.sample import Sample, norm
+from bpkit.diagnostics.update_ratio import ratios
 
 WINDOW = 12  # samples: ten in a row at the start, and some far apart
 FAR = 4.0  # times the batch, where four fifths of a gradient's square are noise
 PATIENCE = 5000  # cases; a hundred steps of a usual batch
+WALK = 1e-2  # of its weights that a layer moves a step: at random, it is nowhere after a hundred
 RANDOM = 0.02  # a mean cosine below this, or below three standard errors, is none
 
 
@@ -50,7 +62,7 @@ class Estimate(NamedTuple):
 class Noise(Diagnostic):
     """Noise scale and signal-to-noise ratio by layer; a verdict where noise stops the learning."""
 
-    needs = (PerSample, AccumulatedNorm, Direction, GradientNorm, OutputError)
+    needs = (PerSample, AccumulatedNorm, Direction, GradientNorm, OutputError, Update, WeightNorm, Standing)
 
     def __init__(self) -> None:
         self._layers: dict[str, deque[Estimate]] = {}
@@ -71,7 +83,9 @@ class Noise(Diagnostic):
         cosine = self._cosine(sample)
         if cosine is not None:
             self._cosines.append(cosine)
-        if len(self._cosines) == WINDOW and self._is_noise() and _goes_nowhere(sample):
+        walks = median([*ratios(sample).values()] or [0.0])
+        nowhere = _goes_nowhere(sample) or (walks > WALK and stalled(sample))
+        if len(self._cosines) == WINDOW and self._is_noise() and nowhere:
             self._seen = self._finding(sample)
             yield self._seen
         elif self._seen is not None and learned_something(sample):

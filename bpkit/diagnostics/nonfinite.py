@@ -168,9 +168,8 @@ class _Seen:
                     inner = self._network.inner(name, behind)
                     return Producer(
                         (*inner, name, behind),
-                        f"the backward{_named(inner)}, between '{behind}' and '{name}': the gradient that leaves "
-                        f"'{behind}' is "
-                        f"finite, that which reaches '{name}' is not. Look at what stands between them for a "
+                        f"the backward{_named(inner)}, between '{behind}' and '{name}': the gradient that "
+                        f"leaves '{behind}' is finite, that which reaches '{name}' is not. Look at what stands between them for a "
                         "slope that is infinite (sqrt or norm at 0) or a 0 times infinity behind torch.where",
                     )
             if _bad(each.back):

@@ -1,8 +1,9 @@
 """Plateau: the loss stays where it began.
 
-Measured against the loss's own noise, and against guessing: a classifier at ln C has learned nothing, wherever it
-came down from. A run that learned and then levels off has converged, which is no fault; one that waits for
-a warm-up has not begun; and where other networks train on the same loss, as in a GAN, it says nothing.
+Measured against the loss's own noise, and against guessing: a classifier at ln C has learned nothing,
+wherever it came down from. A run that learned and then levels off has converged, which is no fault; one that
+waits for a warm-up has not begun; and where other networks train on the same loss, as in a GAN, it says
+nothing. Without a loss there is the error at the output, which is worth a note.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Plateau(Diagnostic):
         series = history.loss if history.loss.count else history.error
         yield Finding(
             kind="plateau",
-            severity="warning" if flat else "info",
+            severity="warning" if flat and history.loss.count else "info",
             layers=(),
             step=sample.step,
             last_step=sample.step,
@@ -54,9 +55,9 @@ class Plateau(Diagnostic):
                 "learning_rate": rate,
             },
             advice=(
-                f"nothing is learned in {sample.step} steps: raise the learning rate from {rate:.3g} by tens until "
-                "the loss moves, look whether inputs and targets belong together (fit one batch first), and at "
-                "the other findings"
+                f"nothing is learned in {sample.step} steps: raise the learning rate from {rate:.3g} by "
+                "tens until the loss moves, look whether inputs and targets belong together (fit one batch "
+                "first), and at the other findings"
                 if flat
                 else "the loss has begun to fall"
             ),

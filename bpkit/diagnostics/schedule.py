@@ -13,10 +13,11 @@ FIRST = 200  # steps that are sampled as asked, whatever it costs: a budget is a
 
 
 class Schedule:
-    """Every one of the first `DENSE` steps, then every `every`-th; after `FIRST` steps fewer, if that costs much.
+    """Every one of the first `DENSE` steps, then every `every`-th; after `FIRST` fewer, if that costs much.
 
-    `every` doubles until the samples fit the budget. The choice depends on the step's number alone, so that a resumed run, or another rank, takes the
-    same samples as long as `every` is the same. Of several ranks the first one decides when it changes.
+    `every` doubles until the samples fit the budget. The choice depends on the step's number alone, so that a
+    resumed run, or another rank, takes the same samples as long as `every` is the same. Of several ranks
+    the first one decides when it changes.
 
     Args:
         every: steps from one sample to the next, after the first ones.

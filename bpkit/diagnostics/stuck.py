@@ -15,11 +15,13 @@ from math import isfinite
 from bpkit.core.finding import Finding
 from bpkit.diagnostics.diagnostic import Diagnostic
 from bpkit.diagnostics.instruments import GradientNorm, Standing, Update, WeightNorm
+from bpkit.diagnostics.learning import learned_nothing
 from bpkit.diagnostics.sample import Sample
 
 SAMPLES = 8  # in a row: a schedule that begins at zero is over by then; or
 STEPS = 40  # with three samples in them
 MOVED = 0.02  # share of the elements with a gradient that still counts as standing still
+MOVED_COARSE = 0.3  # of a parameter in half precision, whose small elements move and the others do not
 LEARNED = 0.5  # a run that has come so far may well end with its rates at zero
 
 
@@ -55,13 +57,16 @@ class Stuck(Diagnostic):
             if not trainable or not gradient or not isfinite(gradient) or weight is None or update is None:
                 state.still = 0
                 continue
-            still = update[1] <= MOVED * update[2] and (held > 0 or weight == state.norm)
+            moved = MOVED_COARSE if info.coarse else MOVED
+            still = update[1] <= moved * update[2] and (held > 0 or weight == state.norm)
             if not state.still:
                 state.since = sample.step
             state.norm, state.still = weight, state.still + 1 if still else 0
             if state.stuck(sample.step):
                 why = "held by no optimizer" if not held else "rate" if rate == 0 else "rounding"
-                stuck.setdefault(info.layer, why)
+                # In float32 next to nothing is rounded away but the last crumbs of a run that has converged.
+                if why != "rounding" or info.coarse or learned_nothing(sample):
+                    stuck.setdefault(info.layer, why)
             moving += not still
         if not stuck:
             return

@@ -21,6 +21,9 @@ WINDOW = 8  # samples
 SMALL, LARGE = 1e-5, 0.3
 AFTER = 60  # steps, by when a run of any optimizer has moved, or is warming up: then its rate still rises
 LEARNS = 0.05
+EARLY = 5  # steps in which a rate that is far too high shows
+BLOW = 0.3  # and the part of the weights that one of them then moves
+RECOVERED = 0.5  # of the first loss
 
 
 class UpdateRatio(Diagnostic):
@@ -31,11 +34,14 @@ class UpdateRatio(Diagnostic):
     def __init__(self) -> None:
         self._recent: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
         self._rates: deque[float] = deque(maxlen=WINDOW)
+        self._early = 0.0
         self._seen = False
 
     def observe(self, sample: Sample) -> Iterable[Finding]:
         """A finding once a full window agrees."""
         self._recent.append(ratios(sample))
+        if sample.step <= EARLY and self._recent[-1]:
+            self._early = max(self._early, median(self._recent[-1].values()))
         self._rates.append(max((rate for rate in sample.column(Standing, "rate") if rate), default=0.0))
         usual = {
             layer: median(known)
@@ -45,6 +51,13 @@ class UpdateRatio(Diagnostic):
         if len(self._recent) < WINDOW or sample.step < AFTER or not usual:
             return
         middle = median(usual.values())
+        if (
+            sample.history.loss.blew_up
+            and self._early > BLOW
+            and (sample.history.progress or 0.0) < RECOVERED
+        ):
+            yield self._finding(sample, usual, self._early, "largest", _lower(self._rates[-1], self._early))
+            return
         rising = self._rates[-1] > 1.01 * self._rates[0]
         lost = sample.history.progress is not None and sample.history.progress < LEARNS
         if lost and middle < SMALL and not rising:

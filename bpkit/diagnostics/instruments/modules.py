@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from math import gcd
 from typing import ClassVar
 
@@ -209,15 +210,15 @@ class Units(Instrument):
         "SiLU": -9.0,
     }
     samples: ClassVar[int] = 3  # the fewest that are a window
-    cases: ClassVar[int] = 256  # and the fewest cases, or `longest` samples
-    longest: ClassVar[int] = 10
+    cases: ClassVar[int] = 128  # and the fewest cases
+    longest: ClassVar[int] = 128  # samples that are kept for it
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
         self._windows: dict[int, _Windows] = {}
 
     def arm(self) -> None:
-        self._now: dict[int, list[tuple[int, Tensor, Tensor, int]]] = {}
+        self._now: dict[int, list[tuple[int, _Window]]] = {}
         self._channels_first = False  # whether features are axis 1, as the last layer with weights had them
 
     def on_input(self, call: int, place: int, module: nn.Module, inputs: list[Tensor]) -> None:
@@ -238,49 +239,54 @@ class Units(Instrument):
         rows = features.reshape(-1, features.shape[-1])
         rows = rows[:: max(1, rows.numel() // (8 * ELEMENTS))].float()
         few = rows[:: max(1, rows.numel() // ELEMENTS)]
-        spread = (few.square().mean(0) - few.mean(0).square()).clamp_min(0).sqrt()
-        self._now.setdefault(place, []).append((call, rows.amax(0), spread, len(rows)))
+        now = _Window(1, len(rows), rows.amax(0), few.mean(0), few.square().mean(0))
+        self._now.setdefault(place, []).append((call, now))
 
     def read(self, lived: frozenset[int]) -> Figures:
         found: list[Figure] = []
         for place in range(len(self.subject.modules)):
-            seen = [each for each in self._now.get(place, ()) if each[0] in lived]
-            if not seen or any(each[1].shape != seen[0][1].shape for each in seen):
+            seen = [now for call, now in self._now.get(place, ()) if call in lived]
+            if not seen or any(each.largest.shape != seen[0].largest.shape for each in seen):
                 found.append(None)
                 continue
-            largest = torch.stack([each[1] for each in seen]).amax(0)
-            spread = torch.stack([each[2] for each in seen]).amax(0)
-            window = self._windows.setdefault(place, _Windows()).add(
-                _Window(1, sum(each[3] for each in seen), largest, spread)
-            )
+            now = replace(reduce(_Window.with_, seen), samples=1)
+            window = self._windows.setdefault(place, _Windows()).add(now)
             below = self.below[self.subject.activation(place)]
             long = window.samples >= self.samples and window.cases >= self.cases
-            dead = (window.largest + window.spread < below).float().mean()
-            silent = (largest <= below).float().mean()
-            figures = torch.full((4,), torch.nan, device=largest.device)
-            figures[0] = silent
-            if long or window.samples >= self.longest:
-                figures[1] = dead
-            figures[2], figures[3] = len(largest), window.cases
+            figures = torch.full((4,), torch.nan, device=now.largest.device)
+            figures[0] = (now.largest <= below).float().mean()
+            if long:
+                figures[1] = (window.largest + window.spread < below).float().mean()
+            figures[2], figures[3] = len(now.largest), window.cases
             found.append(figures)
         return found
 
 
 @dataclass(frozen=True)
 class _Window:
-    """The largest input of each unit over some samples, and its largest spread."""
+    """The largest input of each unit over some cases, their mean and mean square."""
 
     samples: int
     cases: int
     largest: Tensor
-    spread: Tensor
+    mean: Tensor
+    square: Tensor
+
+    @property
+    def spread(self) -> Tensor:
+        """Standard deviation of each unit's inputs."""
+        return (self.square - self.mean.square()).clamp_min(0).sqrt()
 
     def with_(self, other: _Window) -> _Window:
+        """Both together."""
+        cases = self.cases + other.cases
+        share = other.cases / cases
         return _Window(
             self.samples + other.samples,
-            self.cases + other.cases,
+            cases,
             self.largest.maximum(other.largest),
-            self.spread.maximum(other.spread),
+            self.mean.lerp(other.mean, share),
+            self.square.lerp(other.square, share),
         )
 
 
