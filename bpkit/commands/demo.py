@@ -26,6 +26,7 @@ PROVED = (
     "cross_entropy",
 )
 DEPTH, WIDTH = 12, 128
+NAN_STEP = 87  # not a step that is sampled anyway
 
 
 @click.command(name="demo")
@@ -46,9 +47,11 @@ def demo(logdir: Path | None) -> None:
     _remedy(logdir)
     _convolution(logdir)
     _plain_loop(logdir)
+    _nan(logdir)
     _transformer()
     click.echo(f"\nDone in {time.monotonic() - start:.0f} s. To look at the runs:")
-    click.echo(f"  tensorboard --logdir {logdir}")
+    click.echo(f"  tensorboard --logdir {logdir}    the tab Gradients: layers x steps, and the findings")
+    click.echo(f"  bpkit doctor {logdir}            the same findings, from the logs, on the terminal")
 
 
 def _title(number: int, text: str) -> None:
@@ -212,6 +215,45 @@ def _plain_loop(logdir: Path) -> None:
     run("ReLU and He initialisation", nn.ReLU, True, "plain-relu")
 
 
+def _nan(logdir: Path) -> None:
+    import torch
+    from torch import Tensor, nn
+
+    import bpkit
+
+    class Faulty(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            output = super().forward(input)
+            if watcher.step + 1 == NAN_STEP:
+                output[0, 0, 0] = torch.nan
+            return output
+
+    _title(7, "Put a NaN into one layer of a transformer, between two samples: who made it?")
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=True)
+    encoder = nn.TransformerEncoder(block, 4, enable_nested_tensor=False)
+    encoder.get_submodule("layers.2").linear1 = Faulty(32, 64)
+    model = nn.Sequential(nn.Linear(4, 32), encoder, nn.Flatten(), nn.Linear(16 * 32, 4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    watcher = bpkit.watch(model, optimizer, logdir=logdir / "transformer-nan")
+    losses = []
+    for _ in range(NAN_STEP + 3):
+        wave = torch.randint(4, (32, 1))  # four frequencies, to be told apart in noise
+        phase = torch.arange(64) / 64 * (2 + wave) + torch.rand(32, 1)
+        signal = torch.sin(2 * torch.pi * phase) + 0.3 * torch.randn(32, 64)
+        loss = nn.functional.cross_entropy(model(signal.unflatten(1, (16, 4))), wave.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        watcher.loss(loss)
+        losses.append(loss.item())
+    watcher.close()
+    _say(f"step {NAN_STEP}: one NaN in the output of '1.layers.2.linear1'; samples are at every tenth step")
+    for step in (1, NAN_STEP - 1, NAN_STEP, NAN_STEP + 1):
+        _say(f"loss at step {step:<4} {losses[step - 1]:.3f}")
+    _say(f"\n{watcher.summary()}")
+
+
 def _transformer() -> None:
     import torch
     from torch import nn
@@ -219,7 +261,7 @@ def _transformer() -> None:
     import bpkit
     from bpkit.bench.measure import saved_in
 
-    _title(7, "Swap: a transformer of torch's own, converted in place")
+    _title(8, "Swap: a transformer of torch's own, converted in place")
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(128, 4, 512, dropout=0.1, activation="gelu", batch_first=True)
     model = nn.Sequential(nn.Embedding(1000, 128), nn.TransformerEncoder(layer, 4), nn.Linear(128, 1000))

@@ -29,7 +29,7 @@ from bpkit.diagnostics.uses import NoReferenceError
 from bpkit.verification.compare import relative_error
 
 if TYPE_CHECKING:
-    from bpkit.diagnostics.watch import Watcher
+    from bpkit.diagnostics.watcher import Watcher
 
 NOISE = 4.0
 FACTOR = 100.0

@@ -33,7 +33,7 @@ from bpkit.diagnostics.spectrum import Density, Draw, Trace, lanczos, normal, si
 from bpkit.tensorboard import Writer
 
 if TYPE_CHECKING:
-    from bpkit.diagnostics.watch import Watcher
+    from bpkit.diagnostics.watcher import Watcher
 
 SEVERAL = 6.0
 ENOUGH = 3  # losses to say so

@@ -10,7 +10,7 @@ from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.sample import Sample
 
 if TYPE_CHECKING:
-    from bpkit.diagnostics.watch import Watcher
+    from bpkit.diagnostics.watcher import Watcher
 
 
 class Board(Protocol):

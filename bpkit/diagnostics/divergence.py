@@ -25,7 +25,7 @@ from bpkit.diagnostics.recorder import Recorder
 from bpkit.diagnostics.sample import Sample
 
 if TYPE_CHECKING:
-    from bpkit.diagnostics.watch import Watcher
+    from bpkit.diagnostics.watcher import Watcher
 
 WINDOW = 16  # losses
 RISEN = 0.25  # of the first loss

@@ -169,8 +169,8 @@ class _Seen:
                     return Producer(
                         (*inner, name, behind),
                         f"the backward{_named(inner)}, between '{behind}' and '{name}': the gradient that "
-                        f"leaves '{behind}' is finite, that which reaches '{name}' is not. Look at what stands between them for a "
-                        "slope that is infinite (sqrt or norm at 0) or a 0 times infinity behind torch.where",
+                        f"leaves '{behind}' is finite, that which reaches '{name}' is not. Look between them "
+                        "for an infinite slope (sqrt or norm at 0) or a 0 times infinity behind torch.where",
                     )
             if _bad(each.back):
                 return Producer(

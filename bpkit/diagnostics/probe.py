@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from bpkit.diagnostics.hooks import Handle, on_gradients
 from bpkit.diagnostics.instruments.instrument import Figure, Instrument
 from bpkit.diagnostics.instruments.modules import OutputError
 from bpkit.diagnostics.instruments.norms import to_host
+from bpkit.diagnostics.ranks import Ranks
 from bpkit.diagnostics.sample import Reading, Sample
 from bpkit.diagnostics.subject import Subject
 
@@ -73,6 +75,14 @@ class Probe:
         """Whether the sample that is being taken is one."""
         return self._active is self._light
 
+    @cached_property
+    def alone(self) -> bool:
+        """Whether other ranks hold parts of the parameters and do not watch: norms would wait for them for ever.
+
+        To be asked when a backward, which the ranks do together, is over: by then all that watch have begun.
+        """
+        return self.subject.sharded and not Ranks.others_watch()
+
     def disarm(self) -> None:
         """Take the hooks on modules and parameters away."""
         self.armed = False
@@ -108,6 +118,11 @@ class Probe:
 
     def before_step(self, optimizer: Optimizer) -> None:
         """The optimizer's step begins."""
+        if self.alone:
+            return
+        if _skipped(optimizer):
+            self.disarm()
+            return
         self.subject.find_scaler()
         if not self.light and self.subject.look_again():
             self.arm()
@@ -183,7 +198,7 @@ class Probe:
 
     def _over(self) -> None:
         self._backward = -1
-        if self.armed:
+        if self.armed and not self.alone:
             start = time.perf_counter()
             self._flow.on_backward()
             with torch.no_grad():
@@ -207,3 +222,9 @@ class Probe:
 def _number(value: tuple[float, ...] | float | None) -> float:
     assert isinstance(value, float | int)
     return float(value)
+
+
+def _skipped(optimizer: Optimizer) -> bool:
+    """Whether a fused step will change nothing: its kernel is told of an overflow, and the hooks run regardless."""
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, Tensor) and bool(found)

@@ -30,7 +30,7 @@ class Ranks:
         self.rank, self.count = distributed.get_rank(), distributed.get_world_size()
         if self.count > 1:
             self._store = distributed.distributed_c10d._get_default_store()
-            number = self._store.add(f"bpkit/watches of rank {self.rank}", 1)
+            number = self._store.add(_begun(self.rank), 1)
             self._key = f"bpkit/watch {number}"  # the same number on every rank that watches
             self._store.add(f"{self._key} ranks", 1)
 
@@ -55,6 +55,16 @@ class Ranks:
         """Whether every rank watches: a step that has been taken together, all have begun by its end."""
         return self._store is None or int(self._store.add(f"{self._key} ranks", 0)) >= self.count
 
+    @staticmethod
+    def others_watch() -> bool:
+        """Whether every rank has begun as many watches as this one."""
+        ranks = torch.distributed
+        if not (ranks.is_available() and ranks.is_initialized() and ranks.get_world_size() > 1):
+            return True
+        store = ranks.distributed_c10d._get_default_store()
+        begun = [store.add(_begun(rank), 0) for rank in range(ranks.get_world_size())]
+        return min(begun) == begun[ranks.get_rank()]
+
     def say(self, since: int, every: int) -> None:
         """Tell the others from which step on every how many steps are sampled."""
         if self._store is not None:
@@ -68,3 +78,8 @@ class Ranks:
         self._changes += 1
         since, every = self._store.get(f"{self._key} change {self._changes}").split()
         return int(since), int(every)
+
+
+def _begun(rank: int) -> str:
+    """Where the store counts the watches of a rank."""
+    return f"bpkit/watches of rank {rank}"

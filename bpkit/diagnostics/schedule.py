@@ -39,6 +39,7 @@ class Schedule:
         self._costs: deque[float] = deque(maxlen=5)
         self._paces: deque[float] = deque(maxlen=5)
         self._last: tuple[int, float] | None = None
+        self._listened = 0  # the step before which this rank last asked what the first one has said
         self._began = self.clock()
 
     def companion(self) -> Schedule:
@@ -54,8 +55,7 @@ class Schedule:
 
     def due(self, step: int) -> bool:
         """Whether this step is sampled."""
-        if self._pending is not None and step >= self._pending[0]:
-            self.every, self._pending = self._pending[1], None
+        self._follow(step)
         return step <= DENSE or step % (self._asked if step <= FIRST else self.every) == 0
 
     def took(self, step: int, seconds: float) -> None:
@@ -71,14 +71,21 @@ class Schedule:
             self._paces.append((now - self._last[1] - seconds) / (step - self._last[0]))
         self._last = (step, now)
         if not self._ranks.leads:
-            self._pending = self._ranks.heard() or self._pending
             return
         every = self.every
         if step >= DENSE and len(self._costs) == self._costs.maxlen and self._paces:
             while median(self._costs) > self.budget * every * median(self._paces) > 0:
                 every *= 2
         if every != self.every and self._pending is None:
-            # The others look when they have taken their next sample: the change counts from after that.
-            since = step + 1 if self._ranks.alone else max(step, DENSE) + self.every + 1
+            # By then the others have asked: they may be a step ahead, and miss one that is not theirs.
+            since = step + 1 if self._ranks.alone else step + self.every + 4
             self._pending = (since, every)
             self._ranks.say(since, every)
+
+    def _follow(self, step: int) -> None:
+        """Change what counts from this step on; ranks that follow ask every `every` steps, sampled or not."""
+        if self._pending is not None and step >= self._pending[0]:
+            self.every, self._pending = self._pending[1], None
+        if not self._ranks.leads and not 0 <= step - self._listened < self.every:
+            self._listened = step
+            self._pending = self._ranks.heard() or self._pending

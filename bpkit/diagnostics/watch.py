@@ -7,50 +7,27 @@
         watcher.loss(loss)      # optional
     print(watcher.summary())
 
-Nothing is called per step: torch's optimizer hooks tell where one begins and ends. On a sampled step
-the instruments that the diagnostics need enqueue their figures, one copy brings all of them to the
-host, and each diagnostic reads the sample. On every other step a number is counted and compared, and one
-small gradient is looked at for NaN.
+What it does meanwhile is in `watcher.py`.
 """
 
 from __future__ import annotations
 
-import logging
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from bpkit.core.errors import BpkitError
-from bpkit.core.finding import Finding
 from bpkit.diagnostics.diagnostic import Board, Diagnostic
-from bpkit.diagnostics.hooks import innermost, on_step
-from bpkit.diagnostics.instruments.instrument import Instrument
-from bpkit.diagnostics.ledger import Ledger
-from bpkit.diagnostics.log import Log
-from bpkit.diagnostics.others import trains_others
-from bpkit.diagnostics.probe import Probe
+from bpkit.diagnostics.hooks import innermost
 from bpkit.diagnostics.ranks import Ranks
-from bpkit.diagnostics.recorder import Recorder
-from bpkit.diagnostics.sample import Sample
 from bpkit.diagnostics.schedule import Schedule
 from bpkit.diagnostics.subject import Subject
+from bpkit.diagnostics.watcher import Watcher
 from bpkit.plugins.registry import Registry, registry
-from bpkit.tensorboard import Writer, record
-
-logger = logging.getLogger("bpkit")
-
-Kind = TypeVar("Kind", bound=Instrument)
-
-PENDING = 1024  # losses that wait for the next sample, at most
-VERDICTS = 10  # samples from one writing of unchanged verdicts to the next: a running run is seen to run
+from bpkit.tensorboard import Writer
 
 
 def watch(
@@ -132,241 +109,3 @@ def chosen(diagnostics: Iterable[str | Diagnostic] | None, known: Registry) -> l
                 f"watch: diagnostics must be names or bpkit.diagnostics.Diagnostic objects, not {each!r}"
             )
     return found
-
-
-class Watcher:
-    """What `watch` returns; a context manager that closes itself.
-
-    Attributes:
-        findings: verdicts so far, one of a kind, in the order of their first steps.
-        sample: the last sampled step, None before the first.
-        step: steps that the optimizer has taken. A run that is resumed sets it to where it goes on.
-        schedule: of full samples: `every` as it has become, and the `seconds` and `samples` so far.
-        light_schedule: the same of light ones.
-        subject: the model as the instruments see it.
-        optimizer: the one whose steps are counted, None until it is known.
-        closure: gives the loss of the last batch, with a graph; None but in the Trainer, or as one sets it.
-        logdir: where the logs go, None where nothing is written.
-        recorder: the last steps, if a diagnostic keeps them.
-    """
-
-    def __init__(
-        self,
-        subject: Subject,
-        optimizer: torch.optim.Optimizer | None,
-        diagnostics: Sequence[Diagnostic],
-        schedule: Schedule,
-        *,
-        board: Board | None = None,
-        own: Writer | None = None,
-        ranks: Ranks | None = None,
-    ) -> None:
-        self.sample: Sample | None = None
-        self.schedule, self.light_schedule = schedule, schedule.companion()
-        self.subject = subject
-        self.optimizer = optimizer
-        self.closure: Callable[[], Tensor] | None = None
-        self._board, self._own = own or board, own
-        self.logdir: Path | None = getattr(self._board, "logdir", None)
-        self._log = None if self._board is None else Log(self._board)
-        self._ranks = ranks or Ranks()
-        self._diagnostics = list(diagnostics)
-        needs = dict.fromkeys(need for each in diagnostics for need in (*each.needs, *each.wants))
-        self._probe = Probe(subject, needs)
-        self._ledger = Ledger()
-        self._losses: deque[tuple[int, Tensor | float]] = deque(maxlen=PENDING)
-        self._validations: deque[tuple[int, Tensor | float]] = deque(maxlen=PENDING)
-        self.recorder: Recorder | None = None
-        self._unlooked = 3  # losses whose graphs are looked at
-        self._seconds = 0.0
-        self._closed = False
-        for each in self._diagnostics:
-            each.attach(self)
-        self._step_hooks = on_step(optimizer, subject.parameters, self._before_step, self._after_step)
-        self.step = 0
-
-    @property
-    def findings(self) -> list[Finding]:
-        return self._ledger.findings
-
-    @property
-    def step(self) -> int:
-        return self._step
-
-    @step.setter
-    def step(self, step: int) -> None:
-        self._step = step
-        self._probe.disarm()
-        self._look_ahead()
-
-    @property
-    def seconds(self) -> float:
-        """Time that watching has taken."""
-        return self.schedule.seconds + self.light_schedule.seconds
-
-    @property
-    def share(self) -> float:
-        """The same as a part of the time since the watch began."""
-        return self.schedule.share + self.light_schedule.share
-
-    def loss(self, value: Tensor | float) -> None:
-        """The loss of the step just taken; a tensor is read with the next sample, not now."""
-        if self._unlooked and isinstance(value, Tensor):
-            self._unlooked -= 1
-            if trains_others(value, self.subject.parameters):
-                self._probe.history.alone = False
-        self._losses.append((self._step, value.detach() if isinstance(value, Tensor) else float(value)))
-
-    def validation(self, value: Tensor | float) -> None:
-        """The loss on data that is not trained on, read as `loss` is."""
-        self._validations.append((self._step, value.detach() if isinstance(value, Tensor) else float(value)))
-
-    def batch(self, ids: Any) -> None:
-        """What the step that comes trains on, such as the indices of its cases: for the record of a spike."""
-        if self.recorder is not None:
-            ids = ids.tolist() if isinstance(ids, Tensor) else ids
-            self.recorder.note(self._step + 1, batch=ids)
-
-    def summary(self) -> str:
-        """The findings, with where, when, evidence and advice; a line for a healthy run and for each note."""
-        if not self._step:
-            return "nothing seen yet: the optimizer has taken no step"
-        grave = [each for each in self.findings if each.severity != "info"]
-        notes = [each for each in self.findings if each.severity == "info"]
-        head = [] if grave else [f"healthy: nothing found in {self._step} steps"]
-        return "\n".join([*head, *map(str, grave), *(f"note: {_line(each)}" for each in notes)])
-
-    def close(self) -> None:
-        """Take all hooks away and finish the logs; findings stay."""
-        if self._closed:
-            return
-        self._closed = True
-        self._probe.close()
-        for handle in self._step_hooks:
-            handle.remove()
-        self._step_hooks = []
-        for diagnostic in tuple(self._diagnostics):
-            self._run(diagnostic, lambda each: each.close(), self._step)
-        self._write_verdicts(finished=True)
-        if self._own is not None:
-            self._own.close()
-        self._board = self._own = self._log = self.closure = None
-
-    def instrument(self, kind: type[Kind]) -> Kind:
-        """The instrument of a kind that some diagnostic needs, for what it holds beside its figures."""
-        return self._probe.instrument(kind)
-
-    def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
-        start = time.perf_counter()
-        if not self._probe.armed or self._probe.light:
-            self._probe.alarmed(optimizer)  # arms for a full sample, if so
-        if self._probe.armed:
-            self._probe.before_step(optimizer)
-        self._seconds += time.perf_counter() - start
-
-    def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self._step += 1
-        start = time.perf_counter()
-        sampled = self._probe.armed
-        if sampled:
-            self._take(optimizer)
-        if self._closed:
-            return
-        light = self._probe.light
-        self._look_ahead()
-        self._seconds += time.perf_counter() - start
-        if sampled:
-            schedule = self.light_schedule if light else self.schedule
-            schedule.took(self._step, self._seconds + self._probe.took())
-            self._seconds = 0.0
-
-    def _look_ahead(self) -> None:
-        """Arm for the next step, if it is to be sampled."""
-        if self.schedule.due(self._step + 1):
-            self._probe.arm()
-        elif self.light_schedule.due(self._step + 1):
-            self._probe.arm(light=True)
-
-    def _take(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._step == 1 and self.subject.sharded and not self._ranks.all_watch():
-            logger.error(
-                "bpkit: not watched: the parameters are sharded, and norms of a part would mislead; "
-                "call bpkit.watch on every rank"
-            )
-            self.close()
-            return
-        self.optimizer = optimizer
-        self._probe.after_step(optimizer)
-        self.sample = self._probe.sample(self._step, tuple(self._losses), tuple(self._validations))
-        self._losses.clear()
-        self._validations.clear()
-        self._probe.disarm()
-        self._read(self.sample)
-
-    def _read(self, sample: Sample) -> None:
-        """Hand the sample to every diagnostic; one that breaks is left out, the training goes on."""
-        columns: dict[str, dict[str, float]] = {}
-        changed = False
-        for diagnostic in tuple(self._diagnostics):
-            if not all(map(sample.has, diagnostic.needs)):
-                continue
-            changed |= self._run(diagnostic, lambda each: each.observe(sample), sample.step)
-            if self._board is not None and not self._probe.light and diagnostic in self._diagnostics:
-                with self._leaving_out(diagnostic, sample.step):
-                    diagnostic.write(sample, self._board)
-                    for name, values in diagnostic.columns(sample).items():
-                        columns.setdefault(name, {}).update(values)
-        if self._log is not None and not self._probe.light:
-            histograms = {name: columns.pop(name) for name in record.BINS if name in columns}
-            self._log.layers(sample, columns, histograms)
-        if self._own is not None:  # who brings a writer logs the losses as they like
-            for tag, value in (("loss/train", sample.loss), ("loss/validation", sample.validation)):
-                if value is not None:
-                    self._own.add_scalar(tag, value, sample.step)
-        if changed or (not self._probe.light and self.schedule.samples % VERDICTS == 0):
-            self._write_verdicts()
-
-    def _run(
-        self, diagnostic: Diagnostic, reads: Callable[[Diagnostic], Iterable[Finding]], step: int
-    ) -> bool:
-        """Note what a diagnostic finds; whether anything is new or has become graver."""
-        changed = False
-        with self._leaving_out(diagnostic, step):
-            for finding in reads(diagnostic):
-                news = self._ledger.note(type(diagnostic).__name__, finding)
-                if news is not None:
-                    changed = True
-                    self._say(news)
-        return changed
-
-    @contextmanager
-    def _leaving_out(self, diagnostic: Diagnostic, step: int) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self._diagnostics.remove(diagnostic)
-            name = type(diagnostic).__name__
-            logger.warning("bpkit: diagnostic %s left out from step %d on: %r", name, step, error)
-
-    def _say(self, finding: Finding) -> None:
-        if finding.severity != "info" and self._ranks.leads:
-            logger.warning("bpkit: %s", str(finding).splitlines()[0])
-        if self._board is not None:
-            self._board.add_text("bpkit/verdicts", finding.markdown(), finding.last_step)
-
-    def _write_verdicts(self, *, finished: bool = False) -> None:
-        if self._log is not None:
-            cost = {"seconds": self.seconds, "share": self.share, "samples": self.schedule.samples}
-            self._log.verdicts(self._step, self.findings, {**cost, "finished": finished})
-
-    def __enter__(self) -> Watcher:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _line(finding: Finding) -> str:
-    return f"{finding.kind} in {finding.where}, {finding.since}: {finding.advice}"

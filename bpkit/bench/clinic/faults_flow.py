@@ -101,7 +101,7 @@ def _exploding(lab: Lab) -> Iterator[Case]:
     recurrence = Recipe(
         model=recurrent(nn.GRU, lab.pick(48, 64)),
         shape=lagged(lab.pick(24, 32)),
-        optimizer=adam(1e-3),
+        optimizer=adam(5e-3),
         bar=0.5,
         clip=1.0,
         steps=240,

@@ -99,7 +99,7 @@ def _sequences(lab: Lab) -> dict[str, Recipe]:
             data="captions",
             shape=same,
             model=words(lab.pick(24, 16)),
-            optimizer=lab.pick(adam(3e-3), using(torch.optim.Adagrad, 0.1)),
+            optimizer=lab.pick(adam(3e-3), using(torch.optim.Adagrad, 0.05)),
             bar=0.15,
             steps=300,
             tells=ALL,

@@ -9,7 +9,6 @@ from bpkit.diagnostics.instruments.modules import (
     LossScale,
     OutputError,
     Underflow,
-    Units,
 )
 from bpkit.diagnostics.instruments.parameters import (
     AccumulatedNorm,
@@ -25,6 +24,7 @@ from bpkit.diagnostics.instruments.parameters import (
 from bpkit.diagnostics.instruments.per_sample import PerSample
 from bpkit.diagnostics.instruments.sentinel import Sentinel
 from bpkit.diagnostics.instruments.time_lag import TimeLag
+from bpkit.diagnostics.instruments.units import Units
 
 __all__ = [
     "AccumulatedNorm",

@@ -93,7 +93,12 @@ class Sentinel(Instrument):
         self._call = None
 
     def _first(self) -> list[nn.Parameter]:
-        """Small parameters at both ends of the model: one is the input side, whichever was written first."""
+        """Small parameters at both ends of the model: one is the input side, whichever was written first.
+
+        None of a sharded model: an alarm on one rank alone would have it wait for the others' norms.
+        """
+        if self.subject.sharded:
+            return []
         small = [
             each
             for each in self.subject.parameters

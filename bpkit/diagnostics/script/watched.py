@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from bpkit.core.finding import Finding
 from bpkit.diagnostics.script.losses import Tally
-from bpkit.diagnostics.watch import Watcher
+from bpkit.diagnostics.watcher import Watcher
 
 
 class Watched:
