@@ -218,7 +218,7 @@ def watch(networks: tuple[str, ...], steps: int, as_json: bool) -> None:
 @click.option(
     "--budget",
     type=click.FloatRange(0, 1, min_open=True),
-    default=1.0,
+    default=0.03,
     show_default=True,
     help="`bpkit.watch`'s share of the time; at 1 its samples hang on the step alone.",
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
@@ -32,7 +33,8 @@ class ModuleHook:
         self._function = function
 
     def __call__(self, *arguments: Any) -> None:
-        self._function(*arguments)
+        if not torch.compiler.is_compiling():
+            self._function(*arguments)
 
     def __deepcopy__(self, memo: object) -> Callable[..., None]:
         return _NOTHING

@@ -77,9 +77,9 @@ class Probe:
 
     @cached_property
     def alone(self) -> bool:
-        """Whether other ranks hold parts of the parameters and do not watch: norms would wait for them for ever.
+        """Whether other ranks hold parts of the parameters and do not watch: norms would wait for them.
 
-        To be asked when a backward, which the ranks do together, is over: by then all that watch have begun.
+        First asked when a backward, which takes all ranks, is over: by then those that watch have begun to.
         """
         return self.subject.sharded and not Ranks.others_watch()
 
@@ -225,6 +225,6 @@ def _number(value: tuple[float, ...] | float | None) -> float:
 
 
 def _skipped(optimizer: Optimizer) -> bool:
-    """Whether a fused step will change nothing: its kernel is told of an overflow, and the hooks run regardless."""
+    """Whether the scaler has told a fused step to change nothing; its hooks run all the same."""
     found = getattr(optimizer, "found_inf", None)
     return isinstance(found, Tensor) and bool(found)

@@ -1,0 +1,81 @@
+"""Watching a distributed run: norms of the whole batch and of whole parameters, and the same steps everywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.diagnostics.two_ranks import CLIP, STEPS, WORLD, run_on_two_processes
+
+pytestmark = [
+    pytest.mark.cpu,
+    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo"),
+]
+WRAPPED = ["ddp", "ddp, accumulated", "fsdp"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("ranks")
+    run_on_two_processes(where)
+    return where
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_norms_are_those_of_the_whole_batch(ranks: list[dict[str, Any]], wrapped: str) -> None:
+    for rank in ranks:
+        seen, true = rank[wrapped]["seen"], rank[wrapped]["true"]
+        assert len(seen) == STEPS
+        for sample, by_hand in zip(seen, true, strict=True):
+            for measured, norms in zip(sample, by_hand, strict=True):
+                assert measured == pytest.approx(norms, rel=1e-9)
+            accumulated, used, _ = by_hand
+            assert sum(each**2 for each in used) ** 0.5 == pytest.approx(CLIP, rel=1e-4)
+            assert sum(each**2 for each in accumulated) ** 0.5 > 2 * CLIP
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_no_diagnostic_breaks_and_every_rank_finds_the_same(
+    ranks: list[dict[str, Any]], wrapped: str
+) -> None:
+    assert [rank[wrapped]["lines"] for rank in ranks] == [[], []]
+    assert ranks[0][wrapped]["findings"] == ranks[1][wrapped]["findings"]
+
+
+def test_the_first_rank_alone_writes(folder: Path, ranks: list[dict[str, Any]]) -> None:
+    for logs in ("ddp", "accumulated", "fsdp"):
+        assert len(list((folder / logs).iterdir())) == 1
+
+
+def test_of_replicas_one_rank_may_watch_alone(ranks: list[dict[str, Any]]) -> None:
+    for place, rank in enumerate(ranks):
+        for alone, seen in rank["ddp, one watches"].items():
+            expected = STEPS if int(alone) == place else None
+            assert seen == {"lines": [], "steps": expected, "hooks": 0}
+
+
+def test_of_shards_one_rank_alone_says_a_line_and_stops(ranks: list[dict[str, Any]]) -> None:
+    for place, rank in enumerate(ranks):
+        for alone, seen in rank["fsdp, one watches"].items():
+            assert [line[:55] for line in seen["lines"]] == (
+                ["bpkit: not watched: the parameters are sharded, and nor"] if int(alone) == place else []
+            )
+            assert seen["hooks"] == 0
+
+
+def test_every_rank_samples_the_steps_that_the_first_one_decides(ranks: list[dict[str, Any]]) -> None:
+    leads, follows = (rank["thinned"] for rank in ranks)
+    assert leads == follows
+    for steps in leads:
+        for sampled in steps.values():
+            gaps = [after - before for before, after in zip(sampled, sampled[1:], strict=False)]
+            assert max(gaps) >= 4 * min(gaps)  # thinned more than once
