@@ -50,8 +50,8 @@ def demo(logdir: Path | None) -> None:
     _nan(logdir)
     _transformer()
     click.echo(f"\nDone in {time.monotonic() - start:.0f} s. To look at the runs:")
-    click.echo(f"  tensorboard --logdir {logdir}    the tab Gradients: layers x steps, and the findings")
-    click.echo(f"  bpkit doctor {logdir}            the same findings, from the logs, on the terminal")
+    click.echo(f"  tensorboard --logdir {logdir}  # the tab Gradients: layers x steps, and the findings")
+    click.echo(f"  bpkit doctor {logdir}  # the findings, from the logs alone")
 
 
 def _title(number: int, text: str) -> None:

@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node, get_gradient_edge
+from torch.autograd.graph import Node
 from torch.utils import _pytree
 
 from bpkit.core.transforms import unseen
 from bpkit.diagnostics.functional import activations
 from bpkit.diagnostics.hooks import Handle, ModuleHook
 from bpkit.diagnostics.instruments.instrument import Instrument
+from bpkit.diagnostics.paths import Start, Sum, on_error
 from bpkit.diagnostics.subject import Subject
 
 logger = logging.getLogger("bpkit")
@@ -61,9 +62,10 @@ class Flow:
         self.seconds = 0.0
         self.fed = False
         self._hooks: list[Handle] = []
-        self._starts: dict[int, list[_Start]] = {}
+        self._module_hooks: list[ModuleHook] = []
+        self._starts: dict[int, list[Start]] = {}
         self._hooked: set[tuple[int, int]] = set()
-        self._sums: list[_Sum] = []
+        self._sums: list[Sum] = []
         self._ends: dict[Node, int] = {}
         self._calls = OUTSIDE
         self._stack: list[tuple[int, bool]] = []
@@ -82,23 +84,40 @@ class Flow:
         root = self._subject.model
         compiled = _inside_compiled(root)
         self._hooks = [
-            root.register_forward_pre_hook(ModuleHook(self._guarded(self._enter)), prepend=True),
-            root.register_forward_hook(ModuleHook(self._guarded(self._leave)), always_call=True),
+            root.register_forward_pre_hook(self._hook(self._enter), prepend=True),
+            root.register_forward_hook(self._hook(self._leave), always_call=True),
         ]
         for place, module in enumerate(self._subject.modules):
             if id(module) not in compiled:
-                before = ModuleHook(self._guarded(self._before(place)))
-                after = ModuleHook(self._guarded(self._after(place)))
+                before, after = self._hook(self._before(place)), self._hook(self._after(place))
                 self._hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
                 # Ahead of the user's own: what they return, or write over, is not the module's.
                 self._hooks.append(module.register_forward_hook(after, prepend=True, with_kwargs=True))
 
     def disarm(self) -> None:
-        """Take the hooks on modules away; those in a graph go with it."""
+        """Take the hooks on modules away; those in a graph go with it.
+
+        Hooks that were there when somebody compiled what calls the modules stay, and do nothing: the compiled
+        code expects them, though it has none of them in it, and would be compiled again without.
+        """
+        self._traced |= any(each.traced for each in self._module_hooks)
+        if not self._traced:
+            self._unhook()
+        self._starts, self._hooked, self._stack, self._sums, self._ends = {}, set(), [], [], {}
+
+    def close(self) -> None:
+        """Take all hooks on modules away."""
+        self.disarm()
+        self._unhook()
+
+    def _hook(self, function: Callable[..., None]) -> ModuleHook:
+        self._module_hooks.append(ModuleHook(self._guarded(function)))
+        return self._module_hooks[-1]
+
+    def _unhook(self) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
-        self._starts, self._hooked, self._stack, self._sums, self._ends = {}, set(), [], [], {}
+        self._hooks, self._module_hooks = [], []
 
     def on_backward(self) -> None:
         """A backward is over: what arrived at an input by some of its paths only is all there is."""
@@ -113,7 +132,7 @@ class Flow:
                 with torch.no_grad():
                     hook(delta.detach())
 
-        _on_error(tensor, self._guarded(quiet), self._since)
+        on_error(tensor, self._guarded(quiet), self._since)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         if not (self._blind() or _again()):
@@ -139,7 +158,7 @@ class Flow:
                 return
             call, recorded = self._call()
             inputs = tensors((args, kwargs))
-            self._starts.setdefault(place, []).append(_Start(inputs if self._on_delta_in else []))
+            self._starts.setdefault(place, []).append(Start(inputs if self._on_delta_in else []))
             if recorded and not _again():
                 self.order[place] = None
                 with torch.no_grad():
@@ -171,7 +190,7 @@ class Flow:
 
         return hook
 
-    def _watch_deltas(self, call: int, place: int, start: _Start, outputs: list[Tensor]) -> None:
+    def _watch_deltas(self, call: int, place: int, start: Start, outputs: list[Tensor]) -> None:
         def deliver(instruments: list[Instrument], method: str) -> Callable[[Tensor], None]:
             def hook(delta: Tensor) -> None:
                 self.lived.add(call)
@@ -184,7 +203,7 @@ class Flow:
 
         if self._on_delta_out:
             for tensor in outputs:
-                _on_error(tensor, deliver(self._on_delta_out, "on_delta_out"), start.since)
+                on_error(tensor, deliver(self._on_delta_out, "on_delta_out"), start.since)
         if self._on_delta_in:
             self._sums += start.watch(outputs, deliver(self._on_delta_in, "on_delta_in"))
 
@@ -193,10 +212,8 @@ class Flow:
         return self._stack[-1] if self._stack else (OUTSIDE, torch.is_grad_enabled())
 
     def _blind(self) -> bool:
-        """Whether values cannot be looked at. Who compiles what calls the model must not find hooks again."""
-        if torch.compiler.is_compiling():
-            self._traced = True
-        return self._broken or unseen()
+        """Whether values cannot be looked at."""
+        return self._traced or self._broken or unseen()
 
     def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
         """A hook that cannot end the training: what goes wrong in it ends the looking, with one line."""
@@ -213,63 +230,6 @@ class Flow:
         return guarded
 
 
-class _Start:
-    """Where a module's part of the graph begins: the gradient edges of its inputs before it ran."""
-
-    def __init__(self, inputs: list[Tensor]) -> None:
-        edges = [get_gradient_edge(tensor) for tensor in inputs if tensor.requires_grad]
-        self._edges = {(edge.node, edge.output_nr) for edge in edges}
-        self.since = torch._C._autograd._get_sequence_nr()
-
-    def watch(self, outputs: list[Tensor], deliver: Callable[[Tensor], None]) -> list[_Sum]:
-        """Deliver ∂L/∂input of this call: the sum of what the nodes on each input's edge hand over."""
-        if not self._edges or not outputs:
-            return []
-        sums: dict[Any, _Sum] = {}
-        ends = [get_gradient_edge(output) for output in outputs]
-        waiting = list({edge.node for edge in ends if (edge.node, edge.output_nr) not in self._edges})
-        seen = set(waiting)
-        while waiting:
-            node = waiting.pop()
-            for place, edge in enumerate(node.next_functions):
-                below = edge[0]
-                if edge in self._edges:
-                    node.register_hook(sums.setdefault(edge, _Sum(deliver)).hook(place))
-                elif below is not None and below not in seen and below._sequence_nr() >= self.since:
-                    seen.add(below)
-                    waiting.append(below)
-        return list(sums.values())
-
-
-class _Sum:
-    """Adds up what several nodes hand to one input, and delivers once all have."""
-
-    def __init__(self, deliver: Callable[[Tensor], None]) -> None:
-        self._deliver = deliver
-        self._sum: Tensor | None = None
-        self._nodes = self._arrived = 0
-
-    def hook(self, place: int) -> Callable[[Any, Any], None]:
-        """The hook of one more node, which hands over its gradient number `place`."""
-        self._nodes += 1
-
-        def hook(grad_inputs: Any, grad_outputs: Any) -> None:
-            delta = grad_inputs[place]
-            if delta is not None and not unseen():
-                self._sum = delta.detach() if self._sum is None else self._sum + delta.detach()
-            self._arrived += 1
-            if self._arrived == self._nodes:
-                self.flush()
-
-        return hook
-
-    def flush(self) -> None:
-        """Deliver what there is."""
-        total, self._sum, self._arrived = self._sum, None, 0
-        if total is not None:
-            self._deliver(total)
-
-
 def tensors(value: Any, *, integers: bool = False) -> list[Tensor]:
     """The tensors with a gradient's type in what a module was given or gave, however they are nested.
 
@@ -280,34 +240,6 @@ def tensors(value: Any, *, integers: bool = False) -> list[Tensor]:
         for leaf in _pytree.tree_leaves(value)
         if isinstance(leaf, Tensor) and (integers or leaf.is_floating_point() or leaf.is_complex())
     ]
-
-
-def _on_error(tensor: Tensor, hook: Callable[[Tensor], None], since: int) -> None:
-    """Call `hook` with ∂L/∂tensor, a module's output, whatever is done to it in place afterwards.
-
-    What is written into a view goes round the view's own node: `Linear` of three axes gives a view of its
-    product. There the hook goes to the node of what is viewed, if that was made since the module began.
-    """
-    base = tensor._base
-    node = None if base is None else base.grad_fn
-    if (
-        base is None
-        or node is None
-        or node._sequence_nr() < since
-        or base.numel() != tensor.numel()
-        or not (base.is_contiguous() and tensor.is_contiguous())
-    ):
-        # None comes to an output that nothing used, beside one that something did.
-        tensor.register_hook(lambda delta: None if delta is None else hook(delta))
-        return
-    shape, place = tensor.shape, base.output_nr
-
-    def before(deltas: tuple[Tensor | None, ...]) -> None:
-        delta = deltas[place]
-        if delta is not None:
-            hook(delta.reshape(shape))
-
-    node.register_prehook(before)
 
 
 def _again() -> bool:

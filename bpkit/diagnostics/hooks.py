@@ -27,13 +27,19 @@ class ModuleHook:
     """A hook on a module, which a copy of the module or its pickle does not carry along.
 
     In its place they have a logger's `debug`, which takes anything, does nothing, and needs no bpkit.
+
+    Attributes:
+        traced: somebody has compiled what calls the module while the hook was there. It is not in their code.
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
         self._function = function
+        self.traced = False
 
     def __call__(self, *arguments: Any) -> None:
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            self.traced = True
+        else:
             self._function(*arguments)
 
     def __deepcopy__(self, memo: object) -> Callable[..., None]:

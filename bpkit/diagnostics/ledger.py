@@ -7,6 +7,14 @@ from dataclasses import replace
 
 from bpkit.core.finding import SEVERITIES, Finding
 
+# What may be no more than the trace that a graver fault leaves: where no gradient gets through, what
+# arrives is noise. It is then a note, and not a second piece of advice.
+_TRACES = {
+    "noise": frozenset(
+        ("vanishing", "exploding", "nonfinite", "dead", "saturated", "zero", "disconnected", "stuck")
+    )
+}
+
 
 class Ledger:
     """Takes what diagnostics find, sample after sample."""
@@ -21,6 +29,9 @@ class Ledger:
         Returns:
             The finding of that kind, from all diagnostics, if it is new or has become graver.
         """
+        causes = _TRACES.get(finding.kind, frozenset())
+        if any(each.kind in causes and each.severity != "info" for each in self.findings):
+            finding = replace(finding, severity="info")
         key = (source, finding.kind)
         earlier = self._by_source.get(key)
         self._by_source[key] = finding if earlier is None else finding.after(earlier)

@@ -95,6 +95,7 @@ class _Seen:
         if all(value is None for value in forward):
             self._again = True
             forward = back = sample[Sentinel]
+        self._late = self._again and any(value is not None and isnan(value[0]) for value in forward)
         self._order = [
             _Module(
                 modules[place],
@@ -114,6 +115,15 @@ class _Seen:
 
     def producer(self) -> Producer | None:
         """The first one, None where nothing was seen of the modules."""
+        if self._late:
+            return Producer(
+                tuple(self._bad_weights),
+                f"it reached the weights in step {self._step - 1}, and who made it is not known: on "
+                f"this device a "
+                "step that is not sampled is looked at when it is over. Go back to a checkpoint from "
+                "before and "
+                "watch every step from there, bpkit.watch(..., every=1, budget=1.0)",
+            )
         if self._bad_weights:
             layer = self._bad_weights[0]
             return Producer(

@@ -105,6 +105,7 @@ class Probe:
     def close(self) -> None:
         """Take every hook away, the permanent ones as well."""
         self.disarm()
+        self._flow.close()
         for instrument in self._instruments.values():
             instrument.close()
 

@@ -54,7 +54,8 @@ def watch(
             takes the optimizer's steps is found without being named.
         every: steps from one sample to the next, after the first ten.
         budget: share of the run's time that samples may take in the long run; beyond it, `every` doubles.
-        diagnostics: names of registered ones, or objects; by default all registered as default.
+        diagnostics: names of registered ones, or objects; by default all registered as default, which
+            `"default"` in the list stands for.
 
     Of a distributed run every rank watches, and the first one writes.
 
@@ -102,7 +103,12 @@ def chosen(diagnostics: Iterable[str | Diagnostic] | None, known: Registry) -> l
         return [spec.diagnostic() for spec in known.diagnostics if spec.default]
     if isinstance(diagnostics, str) or not isinstance(diagnostics, Iterable):
         raise BpkitError(f"watch: diagnostics must be a list, such as [{diagnostics!r}], not {diagnostics!r}")
-    found = [known.diagnostics[each].diagnostic() if isinstance(each, str) else each for each in diagnostics]
+    found: list[Diagnostic] = []
+    for each in diagnostics:
+        if each == "default":
+            found += chosen(None, known)
+        else:
+            found.append(known.diagnostics[each].diagnostic() if isinstance(each, str) else each)
     for each in found:
         if not isinstance(each, Diagnostic):
             raise BpkitError(

@@ -1,4 +1,4 @@
-"""Watching a distributed run: norms of the whole batch and of whole parameters, and the same steps everywhere."""
+"""A distributed run: norms of the whole batch and of whole parameters, and the same steps on every rank."""
 
 from __future__ import annotations
 
@@ -58,24 +58,23 @@ def test_the_first_rank_alone_writes(folder: Path, ranks: list[dict[str, Any]]) 
 
 def test_of_replicas_one_rank_may_watch_alone(ranks: list[dict[str, Any]]) -> None:
     for place, rank in enumerate(ranks):
-        for alone, seen in rank["ddp, one watches"].items():
-            expected = STEPS if int(alone) == place else None
+        for alone, seen in enumerate(rank["ddp, one watches"]):
+            expected = STEPS if alone == place else None
             assert seen == {"lines": [], "steps": expected, "hooks": 0}
 
 
 def test_of_shards_one_rank_alone_says_a_line_and_stops(ranks: list[dict[str, Any]]) -> None:
-    for place, rank in enumerate(ranks):
-        for alone, seen in rank["fsdp, one watches"].items():
-            assert [line[:55] for line in seen["lines"]] == (
-                ["bpkit: not watched: the parameters are sharded, and nor"] if int(alone) == place else []
-            )
-            assert seen["hooks"] == 0
+    watches, other = (rank["fsdp, one watches"] for rank in ranks)
+    (line,) = watches["lines"]
+    assert "not watched: the parameters are sharded" in line
+    assert (watches["steps"], watches["hooks"]) == (1, 0)
+    assert other["lines"] == []
 
 
 def test_every_rank_samples_the_steps_that_the_first_one_decides(ranks: list[dict[str, Any]]) -> None:
     leads, follows = (rank["thinned"] for rank in ranks)
     assert leads == follows
     for steps in leads:
-        for sampled in steps.values():
-            gaps = [after - before for before, after in zip(sampled, sampled[1:], strict=False)]
-            assert max(gaps) >= 4 * min(gaps)  # thinned more than once
+        assert min(steps["thinned"]) >= 4  # more than once
+        assert steps["full"]
+        assert steps["light"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,12 +13,10 @@ from torch.optim import SGD, Adam, AdamW
 from torch.utils.checkpoint import checkpoint
 
 import bpkit
-from bpkit.diagnostics import Diagnostic, Finding
-from bpkit.diagnostics.instruments import AccumulatedNorm, Activations, Deltas, GradientNorm, LossScale
-from bpkit.diagnostics.sample import Sample
+from bpkit.diagnostics.instruments import Activations, Deltas, LossScale
+from tests.diagnostics.by_hand import Norms, Probing, holds, network, norms
 
-pytestmark = pytest.mark.cpu
-FROM_DYNAMO = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+pytestmark = [pytest.mark.cpu, pytest.mark.usefixtures("nothing_breaks")]
 LOSS_SCALE, CLIP = 2.0**12, 1e-2
 FACTORIES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adam for-loop": lambda parameters: Adam(parameters, 0.01, foreach=False),
@@ -27,49 +24,6 @@ FACTORIES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adamw fused": lambda parameters: AdamW(parameters, 0.01, fused=True),
     "sgd fused": lambda parameters: SGD(parameters, 0.01, momentum=0.9, fused=True),
 }
-
-
-class Probing(Diagnostic):
-    """Keeps every sample; no step is left out, however slow the machine."""
-
-    needs = (GradientNorm, AccumulatedNorm)
-    wants = (Deltas, Activations, LossScale)
-
-    def __init__(self) -> None:
-        self.samples: list[Sample] = []
-
-    def attach(self, watcher: Any) -> None:
-        watcher.schedule.budget = float("inf")
-
-    def observe(self, sample: Sample) -> list[Finding]:
-        self.samples.append(sample)
-        return []
-
-
-@pytest.fixture
-def probing() -> Probing:
-    return Probing()
-
-
-@pytest.fixture(autouse=True)
-def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Nothing that is watched breaks, in any test here."""
-    yield
-    lines = [each.getMessage() for each in caplog.get_records("call") if each.levelno >= logging.WARNING]
-    assert not [line for line in lines if "left out" in line or "no longer watched" in line]
-
-
-def network() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Linear(4, 3))
-
-
-def norms(model: nn.Module, factor: float = 1.0) -> list[float]:
-    return [each.grad.double().norm().item() / factor for each in model.parameters()]
-
-
-def holds(sample: Sample, accumulated: list[float], used: list[float], rel: float = 1e-6) -> None:
-    assert list(sample[AccumulatedNorm]) == pytest.approx(accumulated, rel=rel)
-    assert list(sample[GradientNorm]) == pytest.approx(used, rel=rel)
 
 
 @pytest.mark.parametrize("clip", [False, True], ids=["", "clipped"])
@@ -85,7 +39,7 @@ def test_a_loss_scaler_is_found(
     model = network()
     optimizer = factory(model.parameters())
     scaler = torch.amp.GradScaler("cpu", init_scale=LOSS_SCALE)
-    true: list[tuple[list[float], list[float]]] = []
+    true: list[tuple[Norms, Norms]] = []
     with bpkit.watch(model, optimizer, diagnostics=[probing, "nonfinite", "scale"]) as watcher:
         for step in range(5):
             optimizer.zero_grad()
@@ -105,7 +59,7 @@ def test_a_loss_scaler_is_found(
     assert watcher.step == (5 if "fused" in request.node.callspec.id else 4)
     assert not watcher.findings
     for sample, (accumulated, used) in zip(probing.samples, true, strict=True):
-        holds(sample, accumulated, used)
+        holds(sample, used, accumulated)
     assert [sample[LossScale][0] for sample in probing.samples] == [LOSS_SCALE] * 2 + [LOSS_SCALE / 2] * 2
 
 
@@ -125,7 +79,7 @@ def test_under_bf16_autocast(parts: int, probing: Probing) -> None:
             nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             used = norms(model)
             optimizer.step()
-            holds(probing.samples[-1], accumulated, used)
+            holds(probing.samples[-1], used, accumulated)
 
 
 class Block(nn.Module):
@@ -165,110 +119,13 @@ def test_what_is_checkpointed_shows_what_the_plain_model_shows(how: str, parts: 
                     model(torch.randn(4, 5, dtype=torch.float64)).square().mean().backward()
                 true = norms(model)
                 optimizer.step()
-                holds(probing.samples[-1], true, true, rel=1e-9)
+                holds(probing.samples[-1], true, rel=1e-9)
         seen[each] = probing.samples
     for plain, again in zip(seen["plain"], seen[how], strict=True):
         for instrument, column in ((Deltas, "out"), (Deltas, "in"), (Activations, "std")):
             assert again.by_module(instrument, column) == pytest.approx(
                 plain.by_module(instrument, column), rel=1e-9
             )
-
-
-class Net(nn.Module):
-    """Of a user's own class: of torch's containers in place nothing would be compiled as a whole."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(6, 5), Inner()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.tanh(self.first(x)))
-
-
-class Inner(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.act, self.out = nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.act(self.layer(x)))
-
-
-Ways = tuple[nn.Module, nn.Module]  # what is called, and what is watched
-HOW: Any = {"backend": "aot_eager", "fullgraph": True}
-
-
-def whole(model: Net) -> Ways:
-    compiled = torch.compile(model, **HOW)
-    return compiled, compiled
-
-
-def whole_watched_inside(model: Net) -> Ways:
-    return torch.compile(model, **HOW), model
-
-
-def in_place(model: Net) -> Ways:
-    model.compile(**HOW)
-    return model, model
-
-
-def a_part(model: Net) -> Ways:
-    model.last = torch.compile(model.last, **HOW)
-    return model, model
-
-
-def a_part_in_place(model: Net) -> Ways:
-    model.last.compile(**HOW)
-    return model, model
-
-
-COMPILED = [whole, whole_watched_inside, in_place, a_part, a_part_in_place]
-
-
-@pytest.mark.parametrize("warm", [False, True], ids=["", "compiled before"])
-@pytest.mark.parametrize("way", COMPILED)
-@FROM_DYNAMO
-def test_compiled(way: Any, warm: bool, probing: Probing, capfd: pytest.CaptureFixture[str]) -> None:
-    """Compiled once: sampled steps and others run the same code; nothing is said about it."""
-    torch._dynamo.reset()
-    calls, watched = way(Net())
-    if warm:
-        calls(torch.randn(8, 6)).square().mean().backward()
-    optimizer = Adam(watched.parameters(), 0.01)
-    strict = torch._dynamo.config.patch(error_on_recompile=True)
-    with strict, bpkit.watch(watched, optimizer, every=3, diagnostics=[probing]) as watcher:
-        for _ in range(16):
-            optimizer.zero_grad()
-            calls(torch.randn(8, 6)).square().mean().backward()
-            accumulated = norms(watched)
-            nn.utils.clip_grad_norm_(watched.parameters(), CLIP)
-            used = norms(watched)
-            optimizer.step()
-            if probing.samples[-1].step == watcher.step:
-                holds(probing.samples[-1], accumulated, used)
-    assert [each.step for each in probing.samples] == [*range(1, 11), 12, 15]
-    calls(torch.randn(8, 6))
-    assert capfd.readouterr().err == ""
-
-
-def test_a_compiled_training_step(probing: Probing) -> None:
-    """The model is called inside a compiled function, and compiled into it."""
-    torch._dynamo.reset()
-    model = Net()
-    optimizer = SGD(model.parameters(), 0.1)
-
-    @torch.compile(**HOW)
-    def loss(x: Tensor) -> Tensor:
-        return model(x).square().mean()
-
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        with bpkit.watch(model, optimizer, every=3, diagnostics=[probing]):
-            for _ in range(14):
-                optimizer.zero_grad()
-                loss(torch.randn(8, 6)).backward()
-                true = norms(model)
-                optimizer.step()
-        assert list(probing.samples[-1][GradientNorm]) == pytest.approx(true) or probing.samples[-1].step < 14
 
 
 def test_a_functional_call_with_other_weights(probing: Probing) -> None:
@@ -288,4 +145,4 @@ def test_a_functional_call_with_other_weights(probing: Probing) -> None:
             )
             true = [each.double().norm().item() for each in twin_grads]
             optimizer.step()
-            holds(probing.samples[-1], true, true)
+            holds(probing.samples[-1], true)

@@ -61,7 +61,7 @@ class Steps(Diagnostic):
             each.took = self._dearer(each.took, each.budget)
 
     def _dearer(self, took: Callable[[int, float], None], budget: float) -> Callable[[int, float], None]:
-        rate = budget / 15 if distributed.get_rank() == 0 else 0.0
+        rate = budget / 12 if distributed.get_rank() == 0 else 0.0
         return lambda step, seconds: took(step, rate * step)
 
     def observe(self, sample: Sample) -> list[Finding]:
@@ -88,9 +88,9 @@ def _worker(rank: int, folder: Path) -> None:
             "ddp": _trained(DistributedDataParallel, folder / "ddp"),
             "ddp, accumulated": _trained(DistributedDataParallel, folder / "accumulated", parts=2),
             "fsdp": _trained(_sharded, folder / "fsdp"),
-            "ddp, one watches": {alone: _one_watches(DistributedDataParallel, alone) for alone in range(WORLD)},
-            "fsdp, one watches": {alone: _one_watches(_sharded, alone) for alone in range(WORLD)},
             "thinned": [_thinned(every) for every in (1, 3)],
+            "ddp, one watches": [_one_watches(DistributedDataParallel, alone) for alone in range(WORLD)],
+            "fsdp, one watches": _one_watches(_sharded, 0),
         }
         (folder / f"rank{rank}.json").write_text(json.dumps(found))
     finally:
@@ -176,17 +176,18 @@ def _one_watches(wrap: Callable[[nn.Module], nn.Module], alone: int) -> dict[str
     return {"lines": lines, "steps": watcher and watcher.step, "hooks": len(ours)}
 
 
-def _thinned(every: int) -> dict[str, list[int]]:
+def _thinned(every: int) -> dict[str, Any]:
     """Which steps are sampled when only the first rank finds that samples cost too much."""
     model, steps = DistributedDataParallel(nn.Linear(2, 1)), Steps()
     optimizer = SGD(model.parameters(), 0.0)
     first, schedule.FIRST = schedule.FIRST, 20
-    with bpkit.watch(model, optimizer, every=every, diagnostics=[steps]):
+    with bpkit.watch(model, optimizer, every=every, diagnostics=[steps]) as watcher:
         for _ in range(200):
             model(torch.ones(1, 2)).sum().backward()
             optimizer.step()
     schedule.FIRST = first
-    return {"full": steps.full, "light": steps.light}
+    thinned = [each.every / every for each in (watcher.schedule, watcher.light_schedule)]
+    return {"full": steps.full, "light": steps.light, "thinned": thinned}
 
 
 @contextmanager
@@ -201,5 +202,3 @@ def _lines() -> Iterator[list[str]]:
         yield lines
     finally:
         logger.removeHandler(handler)
-
-

@@ -30,7 +30,10 @@ ELEMENTS = 1 << 16  # elements at most
 
 
 class Sentinel(Instrument):
-    """Of each module on a step that was run again, the columns of `Finite` and `Deltas`; None otherwise."""
+    """Of each module on a step that was run again, the columns of `Finite` and `Deltas`; None otherwise.
+
+    All NaN where the alarm came a step late, and the weights have it already.
+    """
 
     of = "modules"
     light = True
@@ -72,7 +75,9 @@ class Sentinel(Instrument):
         if not bool(bad):
             return False
         self._over = True
-        if not self._waiting and self._call is not None and not self.subject.sharded:
+        if self._waiting:
+            self._found = [(torch.nan,) * len(self.columns)] * len(self.subject.modules)
+        elif self._call is not None and not self.subject.sharded:
             with suppress(Exception):  # a model that cannot be copied or run again: the report says less
                 self._found = _run_again(self.subject.model, *self._call)
         self._call = None
