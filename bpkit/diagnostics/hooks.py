@@ -75,22 +75,28 @@ def on_step(
     """Call `before` and `after` around each step of `optimizer`.
 
     Without one, around those of the first optimizer that is seen to hold one of `parameters`: a second
-    one, stepping in turn, does not count steps twice.
+    one, stepping in turn, does not count steps twice. Who compiles the step does not compile what is called.
     """
     if optimizer is not None:
         return [
-            optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: before(optimizer)),
-            optimizer.register_step_post_hook(lambda optimizer, args, kwargs: after(optimizer)),
+            optimizer.register_step_pre_hook(_uncompiled(before)),
+            optimizer.register_step_post_hook(_uncompiled(after)),
         ]
     mine = _FirstOf(parameters)
     return [
-        register_optimizer_step_pre_hook(
-            lambda optimizer, args, kwargs: before(optimizer) if mine(optimizer) else None
-        ),
-        register_optimizer_step_post_hook(
-            lambda optimizer, args, kwargs: after(optimizer) if mine(optimizer) else None
-        ),
+        register_optimizer_step_pre_hook(_uncompiled(before, mine)),
+        register_optimizer_step_post_hook(_uncompiled(after, mine)),
     ]
+
+
+def _uncompiled(hook: StepHook, applies: Callable[[Optimizer], bool] | None = None) -> Any:
+    """`hook` as torch calls one, for the optimizers that it applies to."""
+
+    def called(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if applies is None or applies(optimizer):
+            hook(optimizer)
+
+    return torch.compiler.disable(called)
 
 
 class _FirstOf:

@@ -30,8 +30,9 @@ class Ledger:
             The finding of that kind, from all diagnostics, if it is new or has become graver.
         """
         causes = _TRACES.get(finding.kind, frozenset())
-        if any(each.kind in causes and each.severity != "info" for each in self.findings):
-            finding = replace(finding, severity="info")
+        found = [each.kind for each in self.findings if each.kind in causes and each.severity != "info"]
+        if found:
+            finding = replace(finding, severity="info", advice=f"what {found[0]} leaves: mend that first")
         key = (source, finding.kind)
         earlier = self._by_source.get(key)
         self._by_source[key] = finding if earlier is None else finding.after(earlier)

@@ -84,6 +84,7 @@ class Sample:
     history: History = field(default_factory=History, repr=False)
     order: tuple[int, ...] = field(default=(), repr=False)
     called: tuple[int, ...] = field(default=(), repr=False)
+    _norms: dict[Any, dict[str, float]] = field(default_factory=dict, repr=False, compare=False)
 
     def __getitem__(self, instrument: type[Instrument]) -> tuple[Any, ...]:
         """The values of one instrument, aligned with `network.parameters` or `network.modules`."""
@@ -119,10 +120,13 @@ class Sample:
             layers.setdefault(self.network.parameters[index].layer, []).append(index)
         return layers
 
-    def by_layer(self, instrument: type[Instrument], name: str | None = None) -> dict[str, float]:
+    def by_layer(self, instrument: type[Instrument], name: str | None = None) -> Mapping[str, float]:
         """Root of the sum of squares over each layer's parameters; layers without a value are left out."""
+        key = instrument, name
+        if key in self._norms:
+            return self._norms[key]
         values = self[instrument] if name is None else self.column(instrument, name)
-        norms = {}
+        norms = self._norms[key] = {}
         for layer, indices in self.layers.items():
             known = [value for index in indices if (value := values[index]) is not None]
             if known:

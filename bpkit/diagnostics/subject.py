@@ -33,6 +33,7 @@ class Subject:
         self.model = model
         self.parameters: list[nn.Parameter] = list(model.parameters())
         self.modules: list[nn.Module] = [module for _, module in leaves(model)]
+        self._all = list(model.modules())
         self._scaler = scaler
         self._network: Network | None = None
         self.functional: dict[int, str] | None = None
@@ -76,10 +77,11 @@ class Subject:
 
     def look_again(self) -> bool:
         """Whether the model has other parameters or modules than before: layers come and go."""
-        parameters, modules = list(self.model.parameters()), [module for _, module in leaves(self.model)]
-        if _same(parameters, self.parameters) and _same(modules, self.modules):
+        parameters, modules = list(self.model.parameters()), list(self.model.modules())
+        if _same(parameters, self.parameters) and _same(modules, self._all):
             return False
-        self.parameters[:], self.modules[:] = parameters, modules
+        self.parameters[:], self._all = parameters, modules
+        self.modules[:] = [module for _, module in leaves(self.model)]
         self._network = self.functional = None
         return True
 

@@ -113,3 +113,24 @@ def test_a_compiled_training_step(probing: Probing) -> None:
                 true = norms(model)
                 optimizer.step()
         assert list(probing.samples[-1][GradientNorm]) == pytest.approx(true) or probing.samples[-1].step < 14
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_compiled_step_of_the_optimizer(
+    named: bool, probing: Probing, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing of the watch is compiled with it."""
+    torch._dynamo.reset()
+    model = Net()
+    optimizer = Adam(model.parameters(), torch.tensor(0.01))
+    step = torch.compile(lambda: optimizer.step(), backend="aot_eager")
+    with bpkit.watch(model, optimizer if named else None, every=3, diagnostics=[probing]) as watcher:
+        for _ in range(13):
+            optimizer.zero_grad()
+            model(torch.randn(8, 6)).square().mean().backward()
+            true = norms(model)
+            step()
+            if probing.samples[-1].step == watcher.step:
+                holds(probing.samples[-1], true)
+    assert [each.step for each in probing.samples] == [*range(1, 11), 12]
+    assert "bpkit" not in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""What happens in the middle of a sampled step: the model is copied, saved, fails, or is no longer watched."""
+"""What happens in the middle of a sampled step: the model is copied, saved, fails, or is left alone."""
 
 from __future__ import annotations
 

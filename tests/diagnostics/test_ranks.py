@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.diagnostics.two_ranks import CLIP, STEPS, WORLD, run_on_two_processes
+from tests.diagnostics.two_ranks import CLIP, POISONED, STEPS, WORLD, run_on_two_processes
 
 pytestmark = [
     pytest.mark.cpu,
     pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo"),
 ]
-WRAPPED = ["ddp", "ddp, accumulated", "fsdp"]
+WRAPPED = [
+    *("ddp", "ddp, accumulated", "ddp, scaled", "ddp, static", "ddp, unused"),
+    *("fsdp", "fsdp, accumulated", "fsdp, scaled"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,25 @@ def test_norms_are_those_of_the_whole_batch(ranks: list[dict[str, Any]], wrapped
             assert sum(each**2 for each in accumulated) ** 0.5 > 2 * CLIP
 
 
-@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_what_is_sharded_in_part_is_watched_too(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        part = rank["fsdp, in part"]
+        assert len(part["seen"]) == STEPS
+        for (_, *seen), (_, *true) in zip(part["seen"], part["true"], strict=True):
+            assert seen[0] == pytest.approx(true[0], rel=1e-9)
+            assert seen[1] == pytest.approx(true[1], rel=1e-9)
+
+
+@pytest.mark.parametrize(("wrapped", "step"), [("ddp", POISONED), ("fsdp", 20)])
+def test_nan_on_one_rank_is_found_on_all_at_the_same_step(
+    ranks: list[dict[str, Any]], wrapped: str, step: int
+) -> None:
+    """At once where every rank has all parameters, else with the next sample."""
+    for rank in ranks:
+        assert rank[f"{wrapped}, poisoned"] == {"nonfinite": step}
+
+
+@pytest.mark.parametrize("wrapped", [*WRAPPED, "fsdp, in part"])
 def test_no_diagnostic_breaks_and_every_rank_finds_the_same(
     ranks: list[dict[str, Any]], wrapped: str
 ) -> None:
@@ -52,7 +73,7 @@ def test_no_diagnostic_breaks_and_every_rank_finds_the_same(
 
 
 def test_the_first_rank_alone_writes(folder: Path, ranks: list[dict[str, Any]]) -> None:
-    for logs in ("ddp", "accumulated", "fsdp"):
+    for logs in ("ddp", "fsdp"):
         assert len(list((folder / logs).iterdir())) == 1
 
 

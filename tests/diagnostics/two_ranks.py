@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor, distributed, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
@@ -23,7 +25,7 @@ from bpkit.diagnostics.sample import Sample
 from bpkit.plugins.registry import registry
 
 WORLD, ROWS = 2, 4  # rows of a batch that each rank has
-STEPS, CLIP = 4, 0.05
+STEPS, CLIP, POISONED = 4, 0.05, 13
 KINDS = (AccumulatedNorm, GradientNorm, WeightNorm)
 
 Norms = list[list[float]]  # of the kinds, by parameter
@@ -85,9 +87,19 @@ def _worker(rank: int, folder: Path) -> None:
     )
     try:
         found: dict[str, Any] = {
-            "ddp": _trained(DistributedDataParallel, folder / "ddp"),
-            "ddp, accumulated": _trained(DistributedDataParallel, folder / "accumulated", parts=2),
-            "fsdp": _trained(_sharded, folder / "fsdp"),
+            "ddp": _trained(DistributedDataParallel, logdir=folder / "ddp"),
+            "ddp, accumulated": _trained(DistributedDataParallel, parts=2),
+            "ddp, scaled": _trained(DistributedDataParallel, parts=2, scale=1024.0),
+            "ddp, static": _trained(partial(DistributedDataParallel, static_graph=True)),
+            "ddp, unused": _trained(
+                partial(DistributedDataParallel, find_unused_parameters=True, gradient_as_bucket_view=True)
+            ),
+            "fsdp": _trained(_sharded, logdir=folder / "fsdp"),
+            "fsdp, accumulated": _trained(_sharded, parts=2),
+            "fsdp, scaled": _trained(_sharded, parts=2, scale=1024.0),
+            "fsdp, in part": _trained(_sharded_in_part, clip=None),
+            "ddp, poisoned": _poisoned(DistributedDataParallel),
+            "fsdp, poisoned": _poisoned(_sharded),
             "thinned": [_thinned(every) for every in (1, 3)],
             "ddp, one watches": [_one_watches(DistributedDataParallel, alone) for alone in range(WORLD)],
             "fsdp, one watches": _one_watches(_sharded, 0),
@@ -111,6 +123,28 @@ def _sharded(model: nn.Module) -> nn.Module:
     return fully_shard(model)
 
 
+def _sharded_in_part(model: nn.Module) -> nn.Module:
+    """What is not sharded has its gradients reduced by the loop, before the step."""
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(model[0])
+    return model
+
+
+def _reduce(model: nn.Module) -> None:
+    for each in model[1:].parameters():
+        distributed.all_reduce(each.grad)
+        each.grad /= WORLD
+
+
+def _local(model: nn.Module, local: bool) -> AbstractContextManager[None]:
+    """Backwards inside are not reduced, if so."""
+    if hasattr(model, "set_requires_gradient_sync"):
+        model.set_requires_gradient_sync(not local)
+        return nullcontext()
+    return model.no_sync() if local else nullcontext()
+
+
 def _batches() -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(1)
     for _ in range(STEPS):
@@ -121,7 +155,7 @@ def _norms(of: list[Tensor | None]) -> list[float]:
     return [-1.0 if each is None else torch.linalg.vector_norm(each.detach()).item() for each in of]
 
 
-def _by_hand() -> list[Norms]:
+def _by_hand(clip: float | None) -> list[Norms]:
     """One process, the whole batch."""
     model = _network()
     optimizer, seen = SGD(model.parameters(), 0.1, momentum=0.5), []
@@ -129,17 +163,26 @@ def _by_hand() -> list[Norms]:
         model(batch).square().mean().backward()
         grads = [each.grad for each in model.parameters()]
         accumulated = _norms(grads)
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
         seen.append([accumulated, _norms(grads), _norms(list(model.parameters()))])
         optimizer.step()
         optimizer.zero_grad()
     return seen
 
 
-def _trained(wrap: Callable[[nn.Module], nn.Module], logdir: Path, *, parts: int = 1) -> dict[str, Any]:
-    """Each rank its rows, in `parts`, of which the last is reduced; clipped, and with all diagnostics beside."""
+def _trained(
+    wrap: Callable[[nn.Module], nn.Module],
+    *,
+    logdir: Path | None = None,
+    parts: int = 1,
+    scale: float | None = None,
+    clip: float | None = CLIP,
+) -> dict[str, Any]:
+    """Each rank its rows, in `parts`, of which the last is reduced; with all diagnostics beside."""
     model, rank, probing = wrap(_network()), distributed.get_rank(), Probing()
     optimizer = SGD(model.parameters(), 0.1, momentum=0.5)
+    scaler = GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
     usual = [each.diagnostic() for each in registry().diagnostics if each.default]
     with (
         _lines() as lines,
@@ -148,13 +191,32 @@ def _trained(wrap: Callable[[nn.Module], nn.Module], logdir: Path, *, parts: int
         for batch in _batches():
             pieces = batch[rank * ROWS : (rank + 1) * ROWS].chunk(parts)
             for place, piece in enumerate(pieces):
-                with nullcontext() if place == parts - 1 else model.no_sync():
-                    (model(piece).square().mean() / parts).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            optimizer.step()
+                with _local(model, local=place < parts - 1):
+                    scaler.scale(model(piece).square().mean() / parts).backward()
+            if wrap is _sharded_in_part:
+                _reduce(model)
+            scaler.unscale_(optimizer)
+            if clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            scaler.step(optimizer)
+            scaler.update()
             optimizer.zero_grad()
     findings = [each.kind for each in watcher.findings if each.severity != "info"]
-    return {"seen": probing.samples, "true": _by_hand(), "lines": lines, "findings": findings}
+    return {"seen": probing.samples, "true": _by_hand(clip), "lines": lines, "findings": findings}
+
+
+def _poisoned(wrap: Callable[[nn.Module], nn.Module]) -> dict[str, int]:
+    """By kind of finding its first step, where a batch of one rank has NaN in a step that is not sampled."""
+    model = wrap(_network())
+    optimizer = SGD(model.parameters(), 0.01)
+    with bpkit.watch(model, optimizer, diagnostics=["nonfinite"]) as watcher:
+        for step in range(1, 23):
+            poisoned = step == POISONED and distributed.get_rank() == 1
+            batch = torch.full((2, 6), torch.nan if poisoned else 1.0, dtype=torch.float64)
+            optimizer.zero_grad()
+            model(batch).square().mean().backward()
+            optimizer.step()
+    return {each.kind: each.step for each in watcher.findings}
 
 
 def _one_watches(wrap: Callable[[nn.Module], nn.Module], alone: int) -> dict[str, Any]:

@@ -44,8 +44,7 @@ def to_host(figures: Sequence[Figure]) -> list[tuple[float, ...] | float | None]
             values.append(figure if figure is None or isinstance(figure, float | int) else tuple(figure))
     for indices in places.values():
         columns = [figure for index in indices if isinstance(figure := figures[index], Tensor)]
-        widest = _widest(columns)
-        numbers = torch.cat([column.reshape(-1).to(widest) for column in columns]).tolist()
+        numbers = torch.cat([column.reshape(-1) for column in columns]).tolist()  # as wide as the widest
         start = 0
         for index, column in zip(indices, columns, strict=True):
             end = start + column.numel()
@@ -90,8 +89,3 @@ def _layout(tensor: Any) -> object:
 def real(dtype: torch.dtype) -> torch.dtype | None:
     """float32 for half precision, whose squares overflow; None, the tensor's own, otherwise."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else None
-
-
-def _widest(tensors: Sequence[Tensor]) -> torch.dtype:
-    """float64 where some are: a norm of float64 parameters keeps its digits."""
-    return torch.float64 if any(each.dtype is torch.float64 for each in tensors) else torch.float32
