@@ -154,29 +154,23 @@ class Audit(Diagnostic):
             mend = f"until it is mended, bpkit.revert({fault.target}) runs torch's"
         else:
             mend = f"if it is another on purpose, leave it out: Audit(exclude=[{fault.name!r}])"
-        return Finding(
-            kind="audit",
+        return sample.finding(
+            "audit",
+            self._faults,
+            {"error": found.truth, "autograd_error": found.twin, "layers_wrong": len(self._faults)},
+            f"the backward of {fault.label} gives another ∂L/∂({found.gradient}) than autograd: "
+            f"bpkit.verify({fault.target}, *inputs) shows where; {mend}",
             severity="critical",
-            layers=tuple(self._faults),
-            step=sample.step,
-            last_step=sample.step,
-            evidence={"error": found.truth, "autograd_error": found.twin, "layers_wrong": len(self._faults)},
-            advice=(
-                f"the backward of {fault.label} gives another ∂L/∂({found.gradient}) than autograd: "
-                f"bpkit.verify({fault.target}, *inputs) shows where; {mend}"
-            ),
         )
 
     def _note(self, sample: Sample) -> Finding:
         name, reason = next(iter(self.skipped.items()))
-        return Finding(
-            kind="audit",
+        return sample.finding(
+            "audit",
+            self.skipped,
+            {"not_compared": len(self.skipped), "compared": len(self.errors)},
+            f"{name} {reason}; bpkit.verify(…, reference=…) proves it against a formula of yours",
             severity="info",
-            layers=tuple(self.skipped),
-            step=sample.step,
-            last_step=sample.step,
-            evidence={"not_compared": len(self.skipped), "compared": len(self.errors)},
-            advice=f"{name} {reason}; bpkit.verify(…, reference=…) proves it against a formula of yours",
         )
 
 

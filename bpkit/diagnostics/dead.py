@@ -47,20 +47,18 @@ class Dead(Diagnostic):
             return
         worst = max(where, key=shares.__getitem__)
         sources = feeding(sample)
-        yield Finding(
-            kind="dead",
-            severity="critical" if shares[worst] >= CRITICAL else "warning",
-            layers=tuple(dict.fromkeys(name for layer in where for name in (*sources.get(layer, ()), layer))),
-            step=sample.step,
-            last_step=sample.step,
-            evidence={
+        yield sample.finding(
+            "dead",
+            dict.fromkeys(name for layer in where for name in (*sources.get(layer, ()), layer)),
+            {
                 "share_dead": shares[worst],
                 "share_at_start": self._start[worst],
                 "units": sample.by_module(Units, "units")[worst],
                 "cases": sample.by_module(Units, "cases")[worst],
                 "layers": len(where),
             },
-            advice=_advice(worst, sources.get(worst, ()), shares[worst] - self._start[worst] >= AT_ONCE),
+            _advice(worst, sources.get(worst, ()), shares[worst] - self._start[worst] >= AT_ONCE),
+            severity="critical" if shares[worst] >= CRITICAL else "warning",
         )
 
     def columns(self, sample: Sample) -> Mapping[str, Mapping[str, float]]:

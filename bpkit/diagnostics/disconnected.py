@@ -42,18 +42,15 @@ class Disconnected(Diagnostic):
             return
         layers = tuple(waiting)
         unused = [layer for layer in layers if layer not in self._called]
-        yield Finding(
-            kind="disconnected",
-            severity="warning",
-            layers=layers,
-            step=sample.step,
-            last_step=sample.step,
-            evidence={
+        yield sample.finding(
+            "disconnected",
+            layers,
+            {
                 "layers": len(layers),
                 "layers_never_called": len(unused) if sample.called else float("nan"),
                 "samples_without_gradient": self._samples,
             },
-            advice=_advice(layers, unused, seen=bool(sample.called)),
+            _advice(layers, unused, seen=bool(sample.called)),
         )
 
 

@@ -113,14 +113,13 @@ class Divergence(Diagnostic):
         self, sample: Sample, severity: Severity, evidence: dict[str, float], advice: str, step: int = 0
     ) -> Finding:
         rates = [each for each in sample.column(Standing, "rate") if each and each == each]
-        return Finding(
-            kind="divergence",
+        return sample.finding(
+            "divergence",
+            (),
+            {**evidence, "learning_rate": max(rates, default=0.0)},
+            advice,
             severity=severity,
-            layers=(),
             step=step or sample.step,
-            last_step=sample.step,
-            evidence={**evidence, "learning_rate": max(rates, default=0.0)},
-            advice=advice,
         )
 
 

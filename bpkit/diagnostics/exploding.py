@@ -135,14 +135,13 @@ class Exploding(Diagnostic):
 def _finding(sample: Sample, signs: list[Sign], since: int, severity: Severity, start: Sample) -> Finding:
     """Where and what to try by the first sign, which is nearest to the cause; the evidence of all."""
     evidence = {name: value for sign in signs for name, value in sign.evidence.items()}
-    return Finding(
-        kind="exploding",
+    return sample.finding(
+        "exploding",
+        signs[0].layers,
+        {**evidence, "gradient_norm": sample.total(GradientNorm)},
+        against_exploding(start, signs[0].layers),
         severity=severity,
-        layers=signs[0].layers,
         step=since,
-        last_step=sample.step,
-        evidence={**evidence, "gradient_norm": sample.total(GradientNorm)},
-        advice=against_exploding(start, signs[0].layers),
     )
 
 

@@ -42,23 +42,19 @@ class Frozen(Diagnostic):
         mistaken = (behind or at_front) if few else []
         severity: Severity = "warning" if mistaken else "info"
         where = tuple(mistaken or frozen)
-        yield Finding(
-            kind="frozen",
+        yield sample.finding(
+            "frozen",
+            where,
+            {"layers_frozen": len(frozen), "layers_training": len(training)},
+            f"'{where[0]}' requires no gradient while layers before it train: if that is not meant, call "
+            "requires_grad_(True) on it, and give its parameters to the optimizer"
+            if behind and few
+            else f"'{where[0]}' requires no gradient, as a backbone that is frozen on purpose"
+            if severity == "info"
+            else f"'{where[0]}' requires no gradient, but the optimizer was given its parameters: "
+            f"if it is to "
+            "train, call requires_grad_(True) on it",
             severity=severity,
-            layers=where,
-            step=sample.step,
-            last_step=sample.step,
-            evidence={"layers_frozen": len(frozen), "layers_training": len(training)},
-            advice=(
-                f"'{where[0]}' requires no gradient while layers before it train: if that is not meant, call "
-                "requires_grad_(True) on it, and give its parameters to the optimizer"
-                if behind and few
-                else f"'{where[0]}' requires no gradient, as a backbone that is frozen on purpose"
-                if severity == "info"
-                else f"'{where[0]}' requires no gradient, but the optimizer was given its parameters: "
-                f"if it is to "
-                "train, call requires_grad_(True) on it"
-            ),
         )
 
 

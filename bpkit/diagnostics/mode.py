@@ -38,8 +38,8 @@ class Mode(Diagnostic):
         self._row = self._row + 1 if asleep else 0
         if self._row >= SAMPLES:
             names = tuple(module.name for module in asleep)
-            yield _finding(
-                sample,
+            yield sample.finding(
+                "mode",
                 names,
                 {"modules_in_eval": len(asleep), "modules": len(modes)},
                 f"'{names[0]}' ({asleep[0].kind}) is in eval() while the model trains: call "
@@ -51,23 +51,11 @@ class Mode(Diagnostic):
         awake = [module for module, each in modes.items() if each["validated_in_training"]]
         if self._validated >= SAMPLES - 1 and awake:
             names = tuple(module.name for module in awake)
-            yield _finding(
-                sample,
+            yield sample.finding(
+                "mode",
                 names,
                 {"evaluations": float(self._validated), "modules": len(awake)},
                 f"'{names[0]}' ({awake[0].kind}) is in training mode while validation data passes: call "
                 f"model.eval() "
                 "before evaluating and model.train() after it",
             )
-
-
-def _finding(sample: Sample, layers: tuple[str, ...], evidence: dict[str, float], advice: str) -> Finding:
-    return Finding(
-        kind="mode",
-        severity="warning",
-        layers=layers,
-        step=sample.step,
-        last_step=sample.step,
-        evidence=evidence,
-        advice=advice,
-    )

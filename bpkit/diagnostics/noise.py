@@ -139,18 +139,13 @@ class Noise(Diagnostic):
         progress = sample.history.progress
         if progress is not None:
             evidence["progress"] = progress
-        return Finding(
-            kind="noise",
-            severity="warning",
-            layers=layers,
-            step=sample.step,
-            last_step=sample.step,
-            evidence=evidence,
-            advice=(
-                f"steps go where the batch happens to point: take batches of {at_least}, or accumulate "
-                "gradients over as many, and lower the learning rate; if that moves nothing, the targets may "
-                "not belong to their inputs: look at some of them"
-            ),
+        return sample.finding(
+            "noise",
+            layers,
+            evidence,
+            f"steps go where the batch happens to point: take batches of {at_least}, or accumulate "
+            "gradients over as many, and lower the learning rate; if that moves nothing, the targets may "
+            "not belong to their inputs: look at some of them",
         )
 
 

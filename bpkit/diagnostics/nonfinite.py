@@ -61,15 +61,7 @@ class Nonfinite(Diagnostic):
             "layers": float(len(norms)),
             "layers_with_nonfinite_weights": float(weights),
         }
-        return Finding(
-            kind="nonfinite",
-            severity="critical",
-            layers=producer.layers,
-            step=sample.step,
-            last_step=sample.step,
-            evidence=evidence,
-            advice=producer.advice,
-        )
+        return sample.finding("nonfinite", producer.layers, evidence, producer.advice, severity="critical")
 
 
 @dataclass(frozen=True)

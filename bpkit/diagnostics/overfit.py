@@ -49,24 +49,19 @@ class Overfit(Diagnostic):
         behind = gap > GAP and progress > FITTED
         if not (rises or behind):
             return
-        yield Finding(
-            kind="overfit",
-            severity="warning",
-            layers=(),
-            step=sample.step,
-            last_step=sample.step,
-            evidence={
+        yield sample.finding(
+            "overfit",
+            (),
+            {
                 "validation": now,
                 "validation_best": self._pairs[best][2],
                 "train": train,
                 "gap_over_first_loss": gap,
                 "step_of_best": float(self._pairs[best][0]),
             },
-            advice=(
-                f"the validation loss was best at step {self._pairs[best][0]}: stop there, or "
-                f"regularise (weight decay, "
-                "dropout, augmentation, a smaller model), or get more data"
-            ),
+            f"the validation loss was best at step {self._pairs[best][0]}: stop there, or "
+            f"regularise (weight decay, "
+            "dropout, augmentation, a smaller model), or get more data",
         )
 
     def write(self, sample: Sample, board: Board) -> None:

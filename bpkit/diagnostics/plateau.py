@@ -41,24 +41,20 @@ class Plateau(Diagnostic):
         self._seen = flat
         history = sample.history
         series = history.loss if history.loss.count else history.error
-        yield Finding(
-            kind="plateau",
-            severity="warning" if flat and history.loss.count else "info",
-            layers=(),
-            step=sample.step,
-            last_step=sample.step,
-            evidence={
+        yield sample.finding(
+            "plateau",
+            (),
+            {
                 "first": series.start,
                 "now": series.now,
                 "progress": history.progress or 0.0,
                 "gradient_norm": sample.total(GradientNorm),
                 "learning_rate": rate,
             },
-            advice=(
-                f"nothing is learned in {sample.step} steps: raise the learning rate from {rate:.3g} by "
-                "tens until the loss moves, look whether inputs and targets belong together (fit one batch "
-                "first), and at the other findings"
-                if flat
-                else "the loss has begun to fall"
-            ),
+            f"nothing is learned in {sample.step} steps: raise the learning rate from {rate:.3g} by "
+            "tens until the loss moves, look whether inputs and targets belong together (fit one batch "
+            "first), and at the other findings"
+            if flat
+            else "the loss has begun to fall",
+            severity="warning" if flat and history.loss.count else "info",
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 from bpkit.core.errors import BpkitError, unknown_name
+from bpkit.core.finding import Finding, Severity
 from bpkit.diagnostics.history import History
 from bpkit.diagnostics.network import Network
 
@@ -136,6 +137,27 @@ class Sample:
     def total(self, instrument: type[Instrument]) -> float:
         """Root of the sum of squares over all parameters."""
         return norm([value for value in self[instrument] if value is not None])
+
+    def finding(
+        self,
+        kind: str,
+        layers: Iterable[str],
+        evidence: Mapping[str, float],
+        advice: str,
+        *,
+        severity: Severity = "warning",
+        step: int | None = None,
+    ) -> Finding:
+        """A verdict as of this step; `step` is where it was seen first, if that was not now."""
+        return Finding(
+            kind=kind,
+            severity=severity,
+            layers=tuple(layers),
+            step=self.step if step is None else step,
+            last_step=self.step,
+            evidence=evidence,
+            advice=advice,
+        )
 
     def _reading(self, instrument: type[Instrument]) -> Reading:
         if instrument not in self.readings:

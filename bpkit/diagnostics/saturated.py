@@ -47,18 +47,16 @@ class Saturated(Diagnostic):
             return
         worst = max(where, key=usual.__getitem__)
         sources = feeding(sample)
-        yield Finding(
-            kind="saturated",
-            severity="critical" if usual[worst] > 0.98 else "warning",
-            layers=tuple(dict.fromkeys(name for layer in where for name in (*sources.get(layer, ()), layer))),
-            step=sample.step,
-            last_step=sample.step,
-            evidence={
+        yield sample.finding(
+            "saturated",
+            dict.fromkeys(name for layer in where for name in (*sources.get(layer, ()), layer)),
+            {
                 "share_saturated": usual[worst],
                 "layers": len(where),
                 "input_rms": sample.by_module(Activations, "input").get(worst, float("nan")),
             },
-            advice=_advice(sample, where[0], sources.get(where[0], ())),
+            _advice(sample, where[0], sources.get(where[0], ())),
+            severity="critical" if usual[worst] > 0.98 else "warning",
         )
 
     def columns(self, sample: Sample) -> Mapping[str, Mapping[str, float]]:

@@ -45,8 +45,8 @@ class Scale(Diagnostic):
         if first is not None and len(self._inputs) == WINDOW:
             size = median(self._inputs)
             if size > LARGE or 0 < size < SMALL:
-                yield _finding(
-                    sample,
+                yield sample.finding(
+                    "scale",
                     (first,),
                     {"input_rms": size},
                     f"the inputs of '{first}' have a root mean square of {size:.3g}: bring the data to "
@@ -59,16 +59,16 @@ class Scale(Diagnostic):
             usual = {name: median(each.get(name, 0.0) for each in self._lost) for name in self._lost[-1]}
             where = tuple(name for name, share in usual.items() if share > LOST)
             if where:
-                yield _finding(
-                    sample,
+                yield sample.finding(
+                    "scale",
                     where,
                     {"share_lost": max(usual[name] for name in where), "layers": len(where)},
                     f"the errors at '{where[0]}' are too small for float16 and are lost: scale the loss with "
                     "torch.amp.GradScaler, or use bfloat16",
                 )
         if len(self._scales) == WINDOW and max(self._scales) <= COLLAPSED:
-            yield _finding(
-                sample,
+            yield sample.finding(
+                "scale",
                 (),
                 {"loss_scale": self._scales[-1]},
                 f"the loss scale has come down to {self._scales[-1]:.3g}: something overflows float16 "
@@ -90,15 +90,3 @@ def _first(sample: Sample) -> str | None:
         if "Norm" in module.kind or module.kind.startswith("Embedding"):
             return None
     return None
-
-
-def _finding(sample: Sample, layers: tuple[str, ...], evidence: dict[str, float], advice: str) -> Finding:
-    return Finding(
-        kind="scale",
-        severity="warning",
-        layers=layers,
-        step=sample.step,
-        last_step=sample.step,
-        evidence=evidence,
-        advice=advice,
-    )

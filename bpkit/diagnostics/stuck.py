@@ -73,14 +73,12 @@ class Stuck(Diagnostic):
         progress = sample.history.progress
         over = not moving and progress is not None and progress > LEARNED
         layer, why = next(iter(stuck.items()))
-        yield Finding(
-            kind="stuck",
+        yield sample.finding(
+            "stuck",
+            stuck,
+            {"layers_stuck": len(stuck), "parameters_moving": moving},
+            _ADVICE[why].format(layer=layer),
             severity="info" if over else "warning",
-            layers=tuple(stuck),
-            step=sample.step,
-            last_step=sample.step,
-            evidence={"layers_stuck": len(stuck), "parameters_moving": moving},
-            advice=_ADVICE[why].format(layer=layer),
         )
 
 

@@ -71,19 +71,17 @@ class TimeLags(Diagnostic):
     def _finding(self, sample: Sample, kind: str, layers: Mapping[str, _Layer]) -> Finding:
         worst = (min if kind == "vanishing" else max)(layers, key=lambda layer: layers[layer].ratio)
         last = layers[worst].last
-        self._seen[kind] = Finding(
-            kind=kind,
-            severity="critical" if layers[worst].burst else "warning",
-            layers=tuple(layers),
-            step=sample.step,
-            last_step=sample.step,
-            evidence={
+        self._seen[kind] = sample.finding(
+            kind,
+            layers,
+            {
                 "factor_per_time_step": last["factor"],
                 "time_steps": last["steps"],
                 "memory_in_time_steps": last["memory"],
                 "last_lag_over_first": layers[worst].ratio,
             },
-            advice=_advice(sample, kind, worst, last),
+            _advice(sample, kind, worst, last),
+            severity="critical" if layers[worst].burst else "warning",
         )
         return self._seen[kind]
 

@@ -80,18 +80,16 @@ class UpdateRatio(Diagnostic):
         self._seen = not info
         small = which == "smallest"
         where = [name for name, value in usual.items() if (value <= middle) == small or value == middle]
-        return Finding(
-            kind="update_ratio",
-            severity="info" if info else "warning",
-            layers=tuple(where),
-            step=sample.step,
-            last_step=sample.step,
-            evidence={
+        return sample.finding(
+            "update_ratio",
+            where,
+            {
                 "update_over_weight": middle,
                 "learning_rate": self._rates[-1],
                 "progress": sample.history.progress or 0.0,
             },
-            advice=advice,
+            advice,
+            severity="info" if info else "warning",
         )
 
     def columns(self, sample: Sample) -> Mapping[str, Mapping[str, float]]:

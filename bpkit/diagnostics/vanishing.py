@@ -123,12 +123,6 @@ class Vanishing(Diagnostic):
         self, sample: Sample, layers: tuple[str, ...], decades: float, evidence: Mapping[str, float]
     ) -> Finding:
         severity: Severity = "critical" if decades >= DECADES_CRITICAL else "warning"
-        return Finding(
-            kind="vanishing",
-            severity=severity,
-            layers=layers,
-            step=sample.step,
-            last_step=sample.step,
-            evidence=evidence,
-            advice=against_vanishing(sample, layers),
+        return sample.finding(
+            "vanishing", layers, evidence, against_vanishing(sample, layers), severity=severity
         )

@@ -45,20 +45,15 @@ class Zero(Diagnostic):
         layers = tuple(dict.fromkeys([*alike, *silent]))
         if not layers:
             return
-        yield Finding(
-            kind="zero",
-            severity="warning",
-            layers=layers,
-            step=sample.step,
-            last_step=sample.step,
-            evidence={"layers_alike": len(alike), "layers_without_gradient": len(silent), "samples": SAMPLES},
-            advice=(
-                f"the units of '{next(iter(alike))}' all start alike and stay alike: initialise its "
-                f"weights at random "
-                "(torch.nn.init.kaiming_normal_ or xavier_uniform_); only biases may start at 0"
-                if alike
-                else f"the gradient of '{next(iter(silent))}' is exactly zero: what follows it is dead, "
-                f"or starts at "
-                "zero, or its output is multiplied by zero"
-            ),
+        yield sample.finding(
+            "zero",
+            layers,
+            {"layers_alike": len(alike), "layers_without_gradient": len(silent), "samples": SAMPLES},
+            f"the units of '{next(iter(alike))}' all start alike and stay alike: initialise its "
+            f"weights at random "
+            "(torch.nn.init.kaiming_normal_ or xavier_uniform_); only biases may start at 0"
+            if alike
+            else f"the gradient of '{next(iter(silent))}' is exactly zero: what follows it is dead, "
+            f"or starts at "
+            "zero, or its output is multiplied by zero",
         )

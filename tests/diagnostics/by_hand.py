@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from bpkit.diagnostics import Diagnostic, Finding
-from bpkit.diagnostics.instruments import AccumulatedNorm, Activations, Deltas, GradientNorm, LossScale
+from bpkit.diagnostics.instruments import (
+    AccumulatedNorm,
+    Activations,
+    Deltas,
+    GradientNorm,
+    LossScale,
+    Units,
+)
 from bpkit.diagnostics.sample import Sample
 
 Norms = list[float | None]
@@ -19,7 +26,7 @@ class Probing(Diagnostic):
     """Keeps every sample; no step is left out, however slow the machine."""
 
     needs = (GradientNorm, AccumulatedNorm)
-    wants = (Deltas, Activations, LossScale)
+    wants = (Deltas, Activations, Units, LossScale)
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []

@@ -1,4 +1,4 @@
-"""True norms, computed by hand, in every way that people train: mixed precision, checkpointing, compiled."""
+"""True norms, computed by hand, under mixed precision, checkpoints and functional calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, AdamW
 from torch.utils.checkpoint import checkpoint
 
 import bpkit
-from bpkit.diagnostics.instruments import Activations, Deltas, LossScale
+from bpkit.diagnostics.instruments import Activations, Deltas, LossScale, Units
 from tests.diagnostics.by_hand import Norms, Probing, holds, network, norms
 
 pytestmark = [pytest.mark.cpu, pytest.mark.usefixtures("nothing_breaks")]
@@ -122,7 +122,8 @@ def test_what_is_checkpointed_shows_what_the_plain_model_shows(how: str, parts: 
                 holds(probing.samples[-1], true, rel=1e-9)
         seen[each] = probing.samples
     for plain, again in zip(seen["plain"], seen[how], strict=True):
-        for instrument, column in ((Deltas, "out"), (Deltas, "in"), (Activations, "std")):
+        columns = ((Deltas, "out"), (Deltas, "in"), (Activations, "std"), (Units, "cases"))
+        for instrument, column in columns:  # what runs again is not another case
             assert again.by_module(instrument, column) == pytest.approx(
                 plain.by_module(instrument, column), rel=1e-9
             )
