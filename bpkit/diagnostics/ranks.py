@@ -51,10 +51,6 @@ class Ranks:
         """Whether this one decides which steps are sampled, and writes the logs."""
         return self.rank == 0
 
-    def all_watch(self) -> bool:
-        """Whether every rank watches: a step that has been taken together, all have begun by its end."""
-        return self._store is None or int(self._store.add(f"{self._key} ranks", 0)) >= self.count
-
     @staticmethod
     def others_watch() -> bool:
         """Whether every rank has begun as many watches as this one."""

@@ -197,7 +197,7 @@ class Watcher:
             self._probe.arm(light=True)
 
     def _take(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._step == 1 and self.subject.sharded and not self._ranks.all_watch():
+        if self._probe.alone:
             logger.error(
                 "bpkit: not watched: the parameters are sharded, and norms of a part would mislead; "
                 "call bpkit.watch on every rank"

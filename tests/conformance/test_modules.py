@@ -41,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 RTOL = {torch.float64: 1e-11, torch.float32: 2e-5}
 # Values and gradients are compared on every sample of torch's. Of an entry with hundreds, what follows from
 # them is looked at on so many, spread over all; what is slow (numerical differentiation, tracing), on so few.
-MANY, FEW, TRACED = 24, 4, 2
+MANY, FEW, TRACED = 16, 4, 2
 
 every_module = pytest.mark.parametrize("entry", entries().values(), ids=lambda entry: entry.name)
 

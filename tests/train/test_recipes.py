@@ -18,7 +18,7 @@ def run_of(name, *changes):
     return parse(registry().recipes[name].toml, name, changes)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", REACHED)
 def test_accuracy(name, seed):
     run = run_of(name, f"train.seed={seed}")

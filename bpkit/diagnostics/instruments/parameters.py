@@ -86,7 +86,7 @@ class Update(Instrument):
                 self._figures.append(None)
                 continue
             change = (after.float() if after.dtype.itemsize < 4 else after) - before
-            whole = (local(parameter).numel() / after.numel()) ** 0.5
+            whole = (parameter.numel() / after.numel()) ** 0.5  # of a shard as well
             norm = torch.linalg.vector_norm(change) * whole
             grad = None if parameter.grad is None or parameter.grad.is_sparse else _thinned(parameter.grad)
             asked = change if grad is None or grad.shape != change.shape else grad
