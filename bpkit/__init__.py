@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # the names below, for a type checker: a plugin's author is t
         plugins as plugins,
     )
     from bpkit.core.errors import BpkitError as BpkitError
+    from bpkit.core.finding import Finding as Finding
     from bpkit.core.function import Function as Function
     from bpkit.core.fuse import fuse as fuse
     from bpkit.core.module import Handwritten as Handwritten
@@ -37,7 +38,6 @@ if TYPE_CHECKING:  # the names below, for a type checker: a plugin's author is t
         RuleSpec as RuleSpec,
         Sample as Sample,
     )
-    from bpkit.core.finding import Finding as Finding
     from bpkit.diagnostics.watch import watch as watch
     from bpkit.plugins.hookspecs import hookimpl as hookimpl
     from bpkit.swap import (

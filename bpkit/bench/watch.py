@@ -8,6 +8,7 @@ budget, are told apart from the long run.
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import os
 import statistics
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,7 +38,7 @@ class Row:
 
     Attributes:
         network: which.
-        monitor: `"bpkit"`, `"bpkit, with logs"`, `"wandb"`, `"torchmortem"`, `"cockpit"`.
+        monitor: `"bpkit"`, `"bpkit, with logs"`, `"wandb"`, `"torchmortem"`.
         step: median seconds of a bare step.
         beginning: time of the first 200 steps over that of a bare loop.
         long_run: the same of the steps after them.
@@ -111,9 +113,7 @@ class Pooled(nn.Module):
 
 def _mlp() -> nn.Module:
     sizes = [256, 512, 512, 512]
-    layers = [
-        each for i, o in zip(sizes, sizes[1:], strict=False) for each in (nn.Linear(i, o), nn.ReLU())
-    ]
+    layers = [each for i, o in pairwise(sizes) for each in (nn.Linear(i, o), nn.ReLU())]
     return nn.Sequential(*layers, nn.Linear(512, 10))
 
 
@@ -128,7 +128,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def _bpkit(run: _Run, stack: ExitStack, *, logs: bool) -> None:
     logdir = stack.enter_context(tempfile.TemporaryDirectory()) if logs else None
     run.watching = stack.enter_context(bpkit.watch(run.model, run.optimizer, logdir=logdir))
-    run.watching.schedule.clock = run.clock
+    for schedule in (run.watching.schedule, run.watching.light_schedule):
+        schedule.use(run.clock)
     run.after = run.watching.loss
 
 
@@ -148,7 +149,7 @@ def _torchmortem(run: _Run, stack: ExitStack) -> None:
 
     logging.getLogger("torchmortem").setLevel(logging.ERROR)
     autopsy = torchmortem.Autopsy(run.model, optimizer=run.optimizer)
-    stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+    stack.enter_context(redirect_stdout(io.StringIO()))
     autopsy.attach()
     stack.callback(autopsy.detach)
     run.after = lambda loss: autopsy.step(loss=loss.item())
@@ -165,9 +166,7 @@ MONITORS: dict[str, Callable[[_Run, ExitStack], None]] = {
 def available() -> list[str]:
     """Monitors that can be measured here: bpkit's, and those of the others that are installed."""
     return [
-        name
-        for name in MONITORS
-        if name.startswith("bpkit") or importlib.util.find_spec(name) is not None
+        name for name in MONITORS if name.startswith("bpkit") or importlib.util.find_spec(name) is not None
     ]
 
 
@@ -180,7 +179,9 @@ def measure(networks: Iterable[str], monitors: Sequence[str], steps: int) -> Ite
         steps: of each loop, in all; the first 200 are the beginning.
     """
     level = logging.getLogger("bpkit").level
-    logging.getLogger("bpkit").setLevel(logging.CRITICAL)  # noise is trained on: verdicts are beside the point
+    logging.getLogger("bpkit").setLevel(
+        logging.CRITICAL
+    )  # noise is trained on: verdicts are beside the point
     try:
         for name in networks:
             yield from _measure(name, monitors, steps)
@@ -212,5 +213,5 @@ def _measure(name: str, monitors: Sequence[str], steps: int) -> Iterator[Row]:
             sum(seconds[:first]) / sum(bare[:first]),
             # A mean: what comes on few steps is what a monitor costs; of ratios, against a drifting machine.
             statistics.fmean(a / b for a, b in zip(seconds[first:], bare[first:], strict=True)),
-            None if watching is None else watching.schedule.share,
+            None if watching is None else watching.share,
         )

@@ -74,6 +74,11 @@ class Case:
         return sorted(found, key=lambda each: (-SEVERITIES.index(each.severity), each.step))
 
     @property
+    def faults(self) -> list[Finding]:
+        """Those above a note: without any the run is healthy."""
+        return [each for each in self.findings if each.severity != "info"]
+
+    @property
     def legible(self) -> list[Finding]:
         """`findings` without control characters."""
         return [_legible(finding) for finding in self.findings]
@@ -82,14 +87,14 @@ class Case:
     def title(self) -> str:
         """`runs/a: 2 findings, 1 critical, in 400 steps; finished`, or that it is healthy."""
         steps = counted(self.run.step, "step")
-        if not self.findings:
+        if not self.faults:
             so_far = "" if self.state == "finished" else " so far"
             return f"{self.name}: healthy{so_far}, nothing found in {steps}; {self.ending}"
-        grave = sum(finding.severity == "critical" for finding in self.findings)
-        if grave == len(self.findings):
+        grave = sum(finding.severity == "critical" for finding in self.faults)
+        if grave == len(self.faults):
             found = counted(grave, "critical finding")
         else:
-            found = counted(len(self.findings), "finding") + (f", {grave} critical," if grave else "")
+            found = counted(len(self.faults), "finding") + (f", {grave} critical," if grave else "")
         return f"{self.name}: {found} in {steps}; {self.ending}"
 
     @property
@@ -134,7 +139,7 @@ class Case:
     @property
     def summary(self) -> Summary:
         """What is kept of a run while the next are read."""
-        return Summary(self.title, self.findings[0].severity if self.findings else None)
+        return Summary(self.title, self.faults[0].severity if self.faults else None)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: what is not finite is text (`"NaN"`), what was not measured is null."""
@@ -142,14 +147,13 @@ class Case:
         return {
             "run": self.name,
             "state": self.state,
-            "healthy": not self.findings,
+            "healthy": not self.faults,
             "step": self.run.step,
             "samples": self.run.sampled,
             "started": self.run.started,
             "written": self.run.written,
             "seconds": verdicts.seconds if verdicts else None,
             "share": verdicts.share if verdicts else None,
-            "facts": dict(verdicts.facts) if verdicts else {},
             "findings": [
                 {**asdict(each), "evidence": {name: figure(value) for name, value in each.evidence.items()}}
                 for each in self.findings

@@ -69,10 +69,8 @@ def section(case: Case) -> str:
     """One run: how it stands, the findings, the heat maps, the losses."""
     findings = case.legible
     worst = findings[0].severity if findings else "healthy"
-    facts = case.run.verdicts.facts if case.run.verdicts else {}
     parts = [
         f'<h2 class="{worst}">{escape(case.title)}</h2>\n<p class="soft">{escape(case.circumstances)}</p>\n',
-        *(f'<p class="soft">{escape(plain(f"{name}: {value}"))}</p>\n' for name, value in facts.items()),
     ]
     if findings:
         parts.append(f"<ol>{''.join(map(_finding, findings))}</ol>\n")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from bpkit.diagnostics.subject import Subject
 
 logger = logging.getLogger("bpkit")
 
+CALLS = 8  # of the model without a backward: an evaluation that left gradients on
 OUTSIDE = 0  # the call that modules belong to when the model itself was not called
 
 
@@ -61,6 +62,7 @@ class Flow:
         self._traced = self._broken = False
         self.seconds = 0.0
         self.fed = False
+        self.failed: set[Instrument] = set()
         self._hooks: list[Handle] = []
         self._module_hooks: list[ModuleHook] = []
         self._starts: dict[int, list[Start]] = {}
@@ -68,6 +70,7 @@ class Flow:
         self._sums: list[Sum] = []
         self._ends: dict[Node, int] = {}
         self._calls = OUTSIDE
+        self._waiting = 0
         self._stack: list[tuple[int, bool]] = []
         self.order: dict[int, None] = {}
         self.lived: set[int] = {OUTSIDE}
@@ -79,6 +82,7 @@ class Flow:
         """
         self.disarm()
         self._calls, self.order, self.lived = OUTSIDE, {}, {OUTSIDE}
+        self._waiting = 0
         if not self._wanted or self._traced or self._broken or not self._subject.hookable:
             return
         root = self._subject.model
@@ -121,8 +125,24 @@ class Flow:
 
     def on_backward(self) -> None:
         """A backward is over: what arrived at an input by some of its paths only is all there is."""
+        self._waiting = 0
         for each in self._sums:
             each.flush()
+
+    def tell(self, instruments: Iterable[Instrument], method: str, *arguments: Any) -> None:
+        """Call a method of each; one that fails is left out from then on, and the training goes on."""
+        with torch.no_grad():
+            for each in instruments:
+                if each not in self.failed:
+                    try:
+                        getattr(each, method)(*arguments)
+                    except Exception as error:
+                        self.fail(each, error)
+
+    def fail(self, instrument: Instrument, error: Exception) -> None:
+        """Leave an instrument out."""
+        self.failed.add(instrument)
+        logger.warning("bpkit: %s is no longer measured: %r", type(instrument).__name__, error)
 
     def listen(self, tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
         """Call `hook` with ∂L/∂tensor, under the same guard as all hooks."""
@@ -136,6 +156,7 @@ class Flow:
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         if not (self._blind() or _again()):
+            self._waiting += 1
             self._calls += 1
             self._stack.append((self._calls, torch.is_grad_enabled()))
             self.fed |= any(each.grad_fn is not None for each in tensors(args))
@@ -161,10 +182,9 @@ class Flow:
             self._starts.setdefault(place, []).append(Start(inputs if self._on_delta_in else []))
             if recorded and not _again():
                 self.order[place] = None
-                with torch.no_grad():
-                    for each in self._on_input:
-                        given = tensors((args, kwargs), integers=True) if each.integers else inputs
-                        each.on_input(call, place, module, given)
+                for each in self._on_input:
+                    given = tensors((args, kwargs), integers=True) if each.integers else inputs
+                    self.tell([each], "on_input", call, place, module, given)
 
         return hook
 
@@ -179,9 +199,7 @@ class Flow:
             if recorded and not again:
                 if self._subject.functional is None:
                     self._ends.update((each.grad_fn, place) for each in outputs if each.grad_fn is not None)
-                with torch.no_grad():
-                    for each in self._on_output:
-                        each.on_output(call, place, module, outputs)
+                self.tell(self._on_output, "on_output", call, place, module, outputs)
             # A reentrant checkpoint records only when it runs again, the other kind the first time.
             if torch.is_grad_enabled() and not (again and (call, place) in self._hooked):
                 self._watch_deltas(call, place, start, [each for each in outputs if each.requires_grad])
@@ -195,9 +213,7 @@ class Flow:
             def hook(delta: Tensor) -> None:
                 self.lived.add(call)
                 if not self._blind():
-                    with torch.no_grad():
-                        for each in instruments:
-                            getattr(each, method)(call, place, delta.detach())
+                    self.tell(instruments, method, call, place, delta.detach())
 
             return self._guarded(hook)
 
@@ -212,8 +228,8 @@ class Flow:
         return self._stack[-1] if self._stack else (OUTSIDE, torch.is_grad_enabled())
 
     def _blind(self) -> bool:
-        """Whether values cannot be looked at."""
-        return self._traced or self._broken or unseen()
+        """Whether values cannot be looked at, or need not: no backward comes to so many forwards."""
+        return self._traced or self._broken or self._waiting > CALLS or unseen()
 
     def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
         """A hook that cannot end the training: what goes wrong in it ends the looking, with one line."""

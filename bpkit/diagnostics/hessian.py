@@ -76,7 +76,7 @@ class Hessian:
             if any(name(node) == "CheckpointFunction" for node in nodes([loss])):
                 # Its parameters are not in this graph: their gradient would be taken for zero.
                 raise BpkitError(
-                    "curvature: checkpoint with use_reentrant=False has second derivatives alone"
+                    "curvature: use checkpoint(use_reentrant=False): the other kind has no second derivative"
                 )
             self._gradients = torch.autograd.grad(
                 loss.sum(), self._parameters, create_graph=True, materialize_grads=True

@@ -12,7 +12,8 @@ from bpkit.core.finding import SEVERITIES, Finding
 _TRACES = {
     "noise": frozenset(
         ("vanishing", "exploding", "nonfinite", "dead", "saturated", "zero", "disconnected", "stuck")
-    )
+    ),
+    "update_ratio": frozenset(("vanishing", "dead", "zero", "stuck")),
 }
 
 

@@ -33,7 +33,8 @@ class Log:
 
     def layers(self, sample: Sample, columns: Columns, histograms: Columns) -> None:
         """The statistics of this sample: a row for each module and each layer that has parameters."""
-        if self._layout is None or sample.network is not self._network:
+        new = self._layout is None or not set(columns) <= set(self._layout.columns)
+        if new or sample.network is not self._network:
             self._lay_out(sample, tuple(columns))
         assert self._layout is not None
         self._add(record.LAYERS, self._layout, columns, sample.step)
@@ -60,7 +61,8 @@ class Log:
 
     def _lay_out(self, sample: Sample, columns: tuple[str, ...]) -> None:
         names = rows(sample)
-        if self._layout is None or self._layout.layers != names:
+        known = self._layout
+        if known is None or known.layers != names or not set(columns) <= set(known.columns):
             self._layouts += 1
             classes = tuple(sample.network.kinds.get(name, "") for name in names)
             self._layout = record.Layout(names, classes, columns, sample.network.model)

@@ -35,7 +35,8 @@ class Overfit(Diagnostic):
             if value == value:
                 self._pairs.append((step, history.loss.now, value))
         if len(self._pairs) > 256:
-            self._pairs = [*self._pairs[:1], *self._pairs[2::2]]
+            lowest = min(self._pairs, key=lambda pair: pair[2])
+            self._pairs = sorted({*self._pairs[:1], *self._pairs[2::2], *self._pairs[-2:], lowest})
         if len(self._pairs) < EVALUATIONS:
             return
         first = max(abs(self._pairs[0][2]), 1e-12)

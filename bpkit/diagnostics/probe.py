@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -67,8 +67,7 @@ class Probe:
         self._backward = -1
         self._hooks = on_gradients(self.subject.parameters, self._on_gradient)
         self._flow.arm()
-        for instrument in self._instruments.values():
-            instrument.arm()
+        self._tell("arm")
 
     @property
     def light(self) -> bool:
@@ -111,7 +110,12 @@ class Probe:
 
     def alarmed(self, optimizer: Optimizer) -> bool:
         """Whether a step that was not due must be sampled after all: what its forward showed is lost."""
-        alarms = [each.alarmed(optimizer) for each in self._permanent]  # each has to look
+        alarms = []
+        for each in self._permanent:  # each has to look
+            try:
+                alarms.append(each not in self._flow.failed and each.alarmed(optimizer))
+            except Exception as error:
+                self._flow.fail(each, error)
         if not any(alarms):
             return False
         self.arm()
@@ -127,15 +131,11 @@ class Probe:
         self.subject.find_scaler()
         if not self.light and self.subject.look_again():
             self.arm()
-        with torch.no_grad():
-            for instrument in self._active.values():
-                instrument.before_step(optimizer)
+        self._tell("before_step", optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """The optimizer's step is over."""
-        with torch.no_grad():
-            for instrument in self._active.values():
-                instrument.after_step(optimizer)
+        self._tell("after_step", optimizer)
 
     def sample(self, step: int, losses: Losses = (), validations: Losses = ()) -> Sample:
         """What this step showed; one copy from the device, which waits for it.
@@ -147,27 +147,33 @@ class Probe:
         """
         given = [*losses, *validations]
         figures: list[Figure] = [value for _, value in given]
-        counts = []
+        counts: dict[type[Instrument], int] = {}
         lived = frozenset(self._flow.lived)
         with torch.no_grad():
-            for instrument in self._active.values():
-                read = instrument.read(lived)
-                counts.append(len(read))
+            for need, instrument in self._active.items():
+                if instrument in self._flow.failed:
+                    continue
+                try:
+                    read = instrument.read(lived)
+                except Exception as error:
+                    self._flow.fail(instrument, error)
+                    continue
+                counts[need] = len(read)
                 figures.extend(read)
             numbers = to_host(figures)
         steps = [step for step, _ in given]
         values = [(at, _number(value)) for at, value in zip(steps, numbers, strict=False)]
         trained, validated = values[: len(losses)], values[len(losses) :]
         readings, start = {}, len(given)
-        for (need, instrument), count in zip(self._active.items(), counts, strict=True):
+        for need, count in counts.items():
             held = tuple(numbers[start : start + count])
-            readings[need] = Reading(held, instrument.provenance, instrument.columns)
+            readings[need] = Reading(held, self._instruments[need].provenance, need.columns)
             start += count
         self.history.add_losses(trained)
         for at, value in validated:
             self.history.validation.add(at, value)
-        if OutputError in readings and (error := readings[OutputError].values[0]) is not None:
-            self.history.error.add(step, error)
+        if OutputError in readings and (size := readings[OutputError].values[0]) is not None:
+            self.history.error.add(step, size)
         if not self.light:
             if self._flow.fed:
                 self.history.alone = False
@@ -186,6 +192,9 @@ class Probe:
             called=self._last_called,
         )
 
+    def _tell(self, method: str, *arguments: Any) -> None:
+        self._flow.tell(self._active.values(), method, *arguments)
+
     def _on_gradient(self, index: int, grad: Tensor) -> None:
         self._arrived[index] = None
         backward = torch._C._current_graph_task_id()
@@ -202,9 +211,7 @@ class Probe:
         if self.armed and not self.alone:
             start = time.perf_counter()
             self._flow.on_backward()
-            with torch.no_grad():
-                for instrument in self._instruments.values():
-                    instrument.on_backward()
+            self._tell("on_backward")
             self._seconds += time.perf_counter() - start
 
     def _order(self) -> tuple[int, ...]:

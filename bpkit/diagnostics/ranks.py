@@ -32,14 +32,12 @@ class Ranks:
             self._store = distributed.distributed_c10d._get_default_store()
             number = self._store.add(_begun(self.rank), 1)
             self._key = f"bpkit/watch {number}"  # the same number on every rank that watches
-            self._store.add(f"{self._key} ranks", 1)
 
     def companion(self) -> Ranks:
         """The same ranks, for another series of changes."""
         other = copy.copy(self)
         if other._store is not None:
             other._key += " light"
-            other._store.add(f"{other._key} ranks", 1)
         return other
 
     @property

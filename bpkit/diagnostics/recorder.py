@@ -7,11 +7,14 @@ norms where the step was sampled), written out as JSON when a loss spikes.
 from __future__ import annotations
 
 import json
+import logging
 from collections import deque
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger("bpkit")
 
 STEPS = 64
 
@@ -43,7 +46,11 @@ class Recorder:
             return None
         path = self._logdir / f"spike-{step}.json"
         held = {"step": step, **reason, "steps": sorted(self._steps, key=lambda each: each["step"])}
-        path.write_text(json.dumps(_plain(held), indent=1), encoding="utf-8")
+        try:
+            path.write_text(json.dumps(_plain(held), indent=1), encoding="utf-8")
+        except OSError as error:
+            logger.warning("bpkit: the steps before the spike at step %d are not kept: %s", step, error)
+            return None
         return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from statistics import median
 
 from bpkit.diagnostics.ranks import Ranks
@@ -41,6 +42,11 @@ class Schedule:
         self._last: tuple[int, float] | None = None
         self._listened = 0  # the step before which this rank last asked what the first one has said
         self._began = self.clock()
+
+    def use(self, clock: Callable[[], float]) -> None:
+        """Tell the time by another clock, from now on."""
+        self.clock = clock
+        self._began = clock()
 
     def companion(self) -> Schedule:
         """A schedule for light samples, with a third of the budget; this one keeps the rest."""

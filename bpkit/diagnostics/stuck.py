@@ -63,9 +63,10 @@ class Stuck(Diagnostic):
                 state.since = sample.step
             state.norm, state.still = weight, state.still + 1 if still else 0
             if state.stuck(sample.step):
-                why = "held by no optimizer" if not held else "rate" if rate == 0 else "rounding"
+                small = "rounding" if info.coarse else "too small"
+                why = "held by no optimizer" if not held else "rate" if rate == 0 else small
                 # In float32 next to nothing is rounded away but the last crumbs of a run that has converged.
-                if why != "rounding" or info.coarse or learned_nothing(sample):
+                if why != "too small" or learned_nothing(sample):
                     stuck.setdefault(info.layer, why)
             moving += not still
         if not stuck:
@@ -86,6 +87,9 @@ _ADVICE = {
     "held by no optimizer": "'{layer}' has a gradient, and no optimizer moves it: add its parameters to one "
     "(a layer that was made after the optimizer, or replaced, is not in it)",
     "rate": "the learning rate of '{layer}' is 0: look at its parameter group and at the schedule",
+    "too small": "the updates of '{layer}' are too small for float32 to show: hardly any gradient "
+    "reaches it; see "
+    "the finding vanishing, or raise its rate",
     "rounding": "the updates of '{layer}' are rounded away: its dtype has no number so near. Keep the "
     "weights in "
     "float32 (autocast, in place of a model in bfloat16), raise the rate, or round stochastically",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from operator import is_
 from typing import Any
 
@@ -89,8 +90,6 @@ class Subject:
         """Called inside an optimizer's step: a `GradScaler` that takes it is one of the callers."""
         if self._scaler is not None:
             return
-        import sys
-
         frame: Any = sys._getframe(1)
         for _ in range(_LOOK_UP):
             if frame is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from math import sqrt
+from math import log10, sqrt
 from statistics import median
 
 from bpkit.core.finding import Finding
@@ -125,7 +125,7 @@ def ratios(sample: Sample) -> dict[str, float]:
 
 
 def _raise(rate: float, ratio: float) -> str:
-    factor = 10 ** round(_decades(1e-3 / max(ratio, 1e-30)))
+    factor = 10 ** round(log10(1e-3 / max(ratio, 1e-30)))
     return (
         f"a step changes the weights by {ratio:.1g} of their size, and the loss does not move: raise the "
         f"learning rate from {rate:.3g}, by up to {factor:.0e} for the usual thousandth a step"
@@ -138,9 +138,3 @@ def _lower(rate: float, ratio: float) -> str:
         f"{rate:.3g} "
         f"to about {rate * 1e-2 / ratio:.1g}, or warm it up"
     )
-
-
-def _decades(ratio: float) -> float:
-    from math import log10
-
-    return log10(ratio)

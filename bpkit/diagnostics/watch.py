@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
 
 from bpkit.core.errors import BpkitError
 from bpkit.diagnostics.diagnostic import Board, Diagnostic
@@ -78,6 +79,11 @@ def watch(
     if writer is not None and not callable(getattr(writer, "add_scalar", None)):
         raise BpkitError(f"watch: writer must be a Writer or torch's SummaryWriter, not {writer!r}")
     inner = None if optimizer is None else innermost(optimizer)
+    if inner is not None and not _holds(inner, model):
+        raise BpkitError(
+            f"watch: the {type(inner).__name__} holds none of the model's parameters: give the one that "
+            f"trains it"
+        )
     diagnosing = chosen(diagnostics, registry())
     ranks = Ranks()
     own = Writer(logdir) if logdir is not None and ranks.leads else None
@@ -115,3 +121,12 @@ def chosen(diagnostics: Iterable[str | Diagnostic] | None, known: Registry) -> l
                 f"watch: diagnostics must be names or bpkit.diagnostics.Diagnostic objects, not {each!r}"
             )
     return found
+
+
+def _holds(optimizer: Optimizer, model: nn.Module) -> bool:
+    """Whether it has a parameter of the model, or one of the same shape: a master copy in float32."""
+    if any(map(nn.parameter.is_lazy, model.parameters())):
+        return True  # who knows what it will have
+    own, shapes = {id(each) for each in model.parameters()}, {each.shape for each in model.parameters()}
+    held = [each for group in optimizer.param_groups for each in group["params"]]
+    return not held or any(id(each) in own or each.shape in shapes for each in held)

@@ -1,6 +1,6 @@
 """`Watcher`: takes samples while somebody's loop trains, and keeps what the diagnostics find in them.
 
-Nothing is called per step: torch's optimizer hooks tell where one begins and ends. On a sampled step
+Nobody has to call it at a step: torch's optimizer hooks tell where one begins and ends. On a sampled step
 the instruments that the diagnostics need enqueue their figures, one copy brings all of them to the
 host, and each diagnostic reads the sample. On every other step a number is counted and compared, and one
 small gradient is looked at for NaN.
@@ -16,13 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
+from weakref import finalize
 
 import torch
 from torch import Tensor
 
+from bpkit.core.errors import BpkitError
 from bpkit.core.finding import Finding
 from bpkit.diagnostics.diagnostic import Board, Diagnostic
-from bpkit.diagnostics.hooks import on_step
+from bpkit.diagnostics.hooks import Handle, on_step
 from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.ledger import Ledger
 from bpkit.diagnostics.log import Log
@@ -86,11 +88,19 @@ class Watcher:
         self._losses: deque[tuple[int, Tensor | float]] = deque(maxlen=PENDING)
         self._validations: deque[tuple[int, Tensor | float]] = deque(maxlen=PENDING)
         self.recorder: Recorder | None = None
+        self._left_out: list[str] = []
         self._unlooked = 3  # losses whose graphs are looked at
         self._seconds = 0.0
         self._closed = False
-        for each in self._diagnostics:
-            each.attach(self)
+        self._step = 0
+        self._step_hooks: list[Handle] = []
+        self._finish = finalize(self, own.close) if own is not None else None  # also when Python ends
+        try:
+            for each in self._diagnostics:
+                each.attach(self)
+        except BaseException:
+            self.close()
+            raise
         self._step_hooks = on_step(optimizer, subject.parameters, self._before_step, self._after_step)
         self.step = 0
 
@@ -124,11 +134,13 @@ class Watcher:
             self._unlooked -= 1
             if trains_others(value, self.subject.parameters):
                 self._probe.history.alone = False
-        self._losses.append((self._step, value.detach() if isinstance(value, Tensor) else float(value)))
+        self._losses.append((self._step, _given("loss", value)))
+        if len(self._losses) == PENDING and not self._probe.armed:
+            self._probe.arm(light=True)  # they are read before one is lost
 
     def validation(self, value: Tensor | float) -> None:
         """The loss on data that is not trained on, read as `loss` is."""
-        self._validations.append((self._step, value.detach() if isinstance(value, Tensor) else float(value)))
+        self._validations.append((self._step, _given("validation", value)))
 
     def batch(self, ids: Any) -> None:
         """What the step that comes trains on, such as the indices of its cases: for the record of a spike."""
@@ -142,7 +154,10 @@ class Watcher:
             return "nothing seen yet: the optimizer has taken no step"
         grave = [each for each in self.findings if each.severity != "info"]
         notes = [each for each in self.findings if each.severity == "info"]
-        head = [] if grave else [f"healthy: nothing found in {self._step} steps"]
+        left = f"; not looked at: {', '.join(self._left_out)}" if self._left_out else ""
+        if not grave and not self._diagnostics:
+            return f"nothing looked at in {self._step} steps{left}"
+        head = [] if grave else [f"healthy: nothing found in {self._step} steps{left}"]
         return "\n".join([*head, *map(str, grave), *(f"note: {_line(each)}" for each in notes)])
 
     def close(self) -> None:
@@ -156,6 +171,7 @@ class Watcher:
         self._step_hooks = []
         for diagnostic in tuple(self._diagnostics):
             self._run(diagnostic, lambda each: each.close(), self._step)
+        self._write_losses(self._losses, self._validations)
         self._write_verdicts(finished=True)
         if self._own is not None:
             self._own.close()
@@ -229,11 +245,21 @@ class Watcher:
             histograms = {name: columns.pop(name) for name in record.BINS if name in columns}
             self._log.layers(sample, columns, histograms)
         if self._own is not None:  # who brings a writer logs the losses as they like
-            for tag, value in (("loss/train", sample.loss), ("loss/validation", sample.validation)):
-                if value is not None:
-                    self._own.add_scalar(tag, value, sample.step)
-        if changed or (not self._probe.light and self.schedule.samples % VERDICTS == 0):
+            self._write_losses(sample.losses, sample.validations)
+        if changed and self._board is not None:
             self._write_verdicts()
+            self._board.flush()  # a run that is killed has its verdicts on disk
+        elif changed or (not self._probe.light and self.schedule.samples % VERDICTS == 0):
+            self._write_verdicts()
+
+    def _write_losses(self, *series: Iterable[tuple[int, Tensor | float]]) -> None:
+        """Losses at their own steps: the last of those since the sample before, and each validation."""
+        if self._own is not None:
+            train, validation = (list(each) for each in series)
+            for step, value in train[-1:]:
+                self._own.add_scalar("loss/train", value, step)
+            for step, value in validation:
+                self._own.add_scalar("loss/validation", value, step)
 
     def _run(
         self, diagnostic: Diagnostic, reads: Callable[[Diagnostic], Iterable[Finding]], step: int
@@ -255,13 +281,15 @@ class Watcher:
         except Exception as error:
             self._diagnostics.remove(diagnostic)
             name = type(diagnostic).__name__
-            logger.warning("bpkit: diagnostic %s left out from step %d on: %r", name, step, error)
+            self._left_out.append(name)
+            why = str(error) if isinstance(error, BpkitError) else repr(error)
+            logger.warning("bpkit: diagnostic %s left out from step %d on: %s", name, step, why)
 
     def _say(self, finding: Finding) -> None:
         if finding.severity != "info" and self._ranks.leads:
             logger.warning("bpkit: %s", str(finding).splitlines()[0])
         if self._board is not None:
-            self._board.add_text("bpkit/verdicts", finding.markdown(), finding.last_step)
+            self._board.add_text(f"bpkit/verdicts/{finding.kind}", finding.markdown(), finding.last_step)
 
     def _write_verdicts(self, *, finished: bool = False) -> None:
         if self._log is not None:
@@ -279,3 +307,15 @@ class Watcher:
 
 def _line(finding: Finding) -> str:
     return f"{finding.kind} in {finding.where}, {finding.since}: {finding.advice}"
+
+
+def _given(name: str, value: Tensor | float) -> Tensor | float:
+    """A loss as it is now: what is written over it later is another."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise BpkitError(f"watcher.{name}: one number, not a tensor of shape {tuple(value.shape)}")
+        return value.detach().reshape(()).clone()
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise BpkitError(f"watcher.{name}: a number or a tensor of one, not {value!r}") from None

@@ -33,6 +33,7 @@ class Watch(TrainerCallback):
     def __init__(self, *, validation: str = "eval_loss", **settings: Any) -> None:
         self.session: Session | None = None
         self._validation, self._settings = validation, settings
+        self._finish: finalize[..., Watch] | None = None
 
     @property
     def findings(self) -> list[Finding]:
@@ -49,7 +50,7 @@ class Watch(TrainerCallback):
         self.session = Session(
             kwargs["model"], [kwargs["optimizer"]], logdir, self._settings, state.global_step
         )
-        finalize(self, self.session.close)
+        self._finish = finalize(self, self.session.close)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         loss = kwargs.get("metrics", {}).get(self._validation)
@@ -62,3 +63,6 @@ class Watch(TrainerCallback):
     def _close(self) -> None:
         if self.session is not None:
             self.session.close()
+        if self._finish is not None:
+            self._finish.detach()  # it would keep the model
+            self._finish = None

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 PLUGIN = "bpkit"
@@ -92,7 +92,6 @@ class Verdicts:
     share: float = 0.0
     samples: int = 0
     finished: bool = False
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """JSON as JavaScript reads it: what is not finite is the string `NaN`, `Infinity`, `-Infinity`."""

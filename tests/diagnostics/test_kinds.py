@@ -1,4 +1,4 @@
-"""One run for each kind of finding: that it is found, where, and what is advised; and the same run without the fault."""
+"""One run for each kind of finding: that it is found, where, and what is advised; and one in good health."""
 
 from __future__ import annotations
 

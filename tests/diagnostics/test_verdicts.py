@@ -198,7 +198,9 @@ FAULTY = (
         EXPLODING,
         says="recurrent.*clip_grad_norm_.*orthogonal_",
     ),
-    Run("NaN in a layer", Fails, sgd(0.1), frozenset({"nonfinite"}), says="between 'first'.*and 'last'.*sqrt"),
+    Run(
+        "NaN in a layer", Fails, sgd(0.1), frozenset({"nonfinite"}), says="between 'first'.*and 'last'.*sqrt"
+    ),
 )
 HEALTHY = (
     Run("MLP", lambda: mlp(3, nn.ReLU, gain=HE), sgd(0.05, 0.9)),

@@ -365,7 +365,7 @@ def test_findings_merge_and_a_broken_diagnostic_is_left_out(
         "bpkit: diagnostic Reports left out from step 6 on: ZeroDivisionError('oops')",
     ]
     events = EventAccumulator(str(tmp_path)).Reload()
-    texts = [tensor_util.make_ndarray(each.tensor_proto)[0] for each in events.Tensors("bpkit/verdicts")]
+    texts = [tensor_util.make_ndarray(each.tensor_proto)[0] for each in events.Tensors("bpkit/verdicts/odd")]
     assert len(texts) == 2
     assert b"`ab`, `<script>`" in texts[0]
     totals = events.Tensors("gradients/total after clipping")

@@ -60,7 +60,8 @@ class Score:
 def score(outcomes: Iterable[Outcome]) -> Score:
     """Count one contender's runs."""
     outcomes = list(outcomes)
-    valid = [each for each in outcomes if each.valid]
+    # A monitor that ends a run in an error has missed the fault, or has raised the falsest of alarms.
+    valid = [each for each in outcomes if each.valid or each.error]
     faults = [each for each in valid if not each.healthy]
     healthy = [each for each in valid if each.healthy]
     located = [each for each in faults if each.placed is not None]
@@ -69,11 +70,11 @@ def score(outcomes: Iterable[Outcome]) -> Score:
         faults=len(faults),
         found=sum(bool(each.found) for each in faults),
         healthy=len(healthy),
-        alarmed=sum(bool(each.verdicts) for each in healthy),
+        alarmed=sum(bool(each.verdicts or each.error) for each in healthy),
         located=len(located),
         placed=sum(bool(each.placed) for each in located),
         delay=statistics.median(delays) if delays else math.nan,
-        invalid=len(outcomes) - len(valid),
+        invalid=sum(not each.valid for each in outcomes),
     )
 
 

@@ -64,7 +64,7 @@ def _linear_weight(module: nn.Linear, uses: Uses) -> Tensor:
 
 
 def _embedding_weight(module: nn.Embedding, uses: Uses) -> Tensor:
-    index = torch.cat([index.flatten(1) for index, _ in uses], 1)
+    index = torch.cat([index.reshape(len(index), -1) for index, _ in uses], 1)
     delta = _positions([delta for _, delta in uses])
     if module.padding_idx is not None:
         delta = delta.masked_fill((index == module.padding_idx)[..., None], 0)

@@ -22,7 +22,7 @@ def norms(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     parts = [None if each is None else local(each) for each in tensors]
     for index, tensor in enumerate(parts):
-        if tensor is not None and tensor.numel():
+        if tensor is not None and tensor.numel() and _measurable(tensor.dtype):
             groups.setdefault((tensor.device, tensor.dtype), []).append(index)
     for (_, dtype), indices in groups.items():
         group = [tensor for index in indices if (tensor := parts[index]) is not None]
@@ -44,7 +44,9 @@ def to_host(figures: Sequence[Figure]) -> list[tuple[float, ...] | float | None]
             values.append(figure if figure is None or isinstance(figure, float | int) else tuple(figure))
     for indices in places.values():
         columns = [figure for index in indices if isinstance(figure := figures[index], Tensor)]
-        numbers = torch.cat([column.reshape(-1) for column in columns]).tolist()  # as wide as the widest
+        numbers = torch.cat(
+            [_real(column).reshape(-1) for column in columns]
+        ).tolist()  # as wide as the widest
         start = 0
         for index, column in zip(indices, columns, strict=True):
             end = start + column.numel()
@@ -84,6 +86,15 @@ def _reduce(tensors: Sequence[Tensor | None], found: list[Tensor | None]) -> Non
 
 def _layout(tensor: Any) -> object:
     return tensor.device_mesh, tensor.placements
+
+
+def _measurable(dtype: torch.dtype) -> bool:
+    """Whether torch can take norms of it: integers and eight-bit floats, of quantised models, have none."""
+    return dtype.is_complex or (dtype.is_floating_point and dtype.itemsize > 1)
+
+
+def _real(figure: Tensor) -> Tensor:
+    return figure.abs() if figure.is_complex() else figure
 
 
 def real(dtype: torch.dtype) -> torch.dtype | None:

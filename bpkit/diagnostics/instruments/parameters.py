@@ -172,17 +172,16 @@ class Standing(Instrument):
     light = True
 
     def after_step(self, optimizer: Optimizer) -> None:
-        rates = {
-            id(parameter): group.get("lr", torch.nan)
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
+        rates: dict[int, float] = {}
+        for group in optimizer.param_groups:
+            rate = float(group.get("lr", torch.nan))  # of a tensor once a group
+            rates.update((id(parameter), rate) for parameter in group["params"])
         self._figures = [
             (
                 float(each.requires_grad),
                 float(each.grad is not None),
                 float(id(each) in rates),
-                float(rates.get(id(each), torch.nan)),
+                rates.get(id(each), torch.nan),
             )
             for each in self.subject.parameters
         ]
@@ -213,7 +212,7 @@ class Symmetry(Instrument):
             self._figures = [None] * len(self.subject.parameters)
             return
         for parameter in self.subject.parameters:
-            if nn.parameter.is_lazy(parameter) or parameter.dim() < 2 or len(local(parameter)) < 2:
+            if not _comparable(parameter):
                 self._figures.append(None)
                 continue
             rows = local(parameter.detach())
@@ -266,13 +265,21 @@ class GradientHistogram(Instrument):
         return found
 
 
+def _comparable(parameter: nn.Parameter) -> bool:
+    """Whether it has rows of numbers to compare."""
+    if nn.parameter.is_lazy(parameter) or parameter.dim() < 2 or len(local(parameter)) < 2:
+        return False
+    return parameter.is_floating_point() and parameter.dtype.itemsize > 1
+
+
 def _counts(sizes: Tensor) -> Tensor:
     """Counts of zeros, of those below, between and above `record.EDGES`, and of non-finite ones."""
     edges = torch.tensor([10.0**each for each in record.EDGES], device=sizes.device)
     finite = sizes.isfinite()
     place = torch.bucketize(sizes, edges, right=True) + 1
     place = place.masked_fill(sizes == 0, 0).masked_fill(~finite, len(edges) + 2)
-    return torch.bincount(place, minlength=len(edges) + 3).float()
+    # Not bincount, which has to wait for the device to know its length.
+    return torch.zeros(len(edges) + 3, device=sizes.device).scatter_add_(0, place, torch.ones_like(sizes))
 
 
 def _thinned(tensor: Tensor, most: int = KEPT) -> Tensor | None:
@@ -286,5 +293,7 @@ def _thinned(tensor: Tensor, most: int = KEPT) -> Tensor | None:
 def _cosine(one: Tensor, other: Tensor | None) -> Tensor:
     if other is None or other.shape != one.shape:
         return torch.full((), torch.nan, device=one.device)
+    if one.is_complex():
+        one, other = torch.view_as_real(one).reshape(-1), torch.view_as_real(other).reshape(-1)
     one, other = one.float(), other.float()
     return (one @ other) / (torch.linalg.vector_norm(one) * torch.linalg.vector_norm(other))

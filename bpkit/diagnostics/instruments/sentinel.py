@@ -9,14 +9,15 @@ for the device; there the sums are read a step later, and the report says when, 
 
 from __future__ import annotations
 
-import copy
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils import _pytree
 
+from bpkit.diagnostics.aside import generators_kept, side_copy
 from bpkit.diagnostics.flow import Flow, tensors
 from bpkit.diagnostics.hooks import Handle, ModuleHook
 from bpkit.diagnostics.instruments.instrument import Figure, Figures, Instrument
@@ -44,7 +45,9 @@ class Sentinel(Instrument):
         super().__init__(subject)
         self._call: tuple[Any, Any, Tensor] | None = None
         self._found: Figures | None = None
-        self._waiting: list[Tensor] = []
+        self._waiting: list[tuple[Tensor, torch.cuda.Event]] = []
+        first = next(iter(subject.parameters), None)
+        self._rerun = first is not None and first.device.type == "cpu"
         self._over = False
         self._watched: list[nn.Parameter] | None = None
         self._hooks: list[Handle] = []
@@ -54,8 +57,8 @@ class Sentinel(Instrument):
 
     def _remember(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Keep the batch until the next one comes, and the state of the random numbers; no copy of either."""
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not self._over:
-            self._call = (args, kwargs, torch.get_rng_state())
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._rerun and not self._over:
+            self._call = (*_pytree.tree_map_only(Tensor, torch.detach, (args, kwargs)), torch.get_rng_state())
 
     def alarmed(self, optimizer: Optimizer) -> bool:
         """Whether a gradient is not finite that is about to be used. Once is enough: later ones spread it."""
@@ -68,20 +71,32 @@ class Sentinel(Instrument):
         ]
         if not sums:
             return False
-        bad = ~torch.stack([each.float() for each in sums]).isfinite().all()
-        if bad.device.type != "cpu":
-            self._waiting.append(bad)
-            bad = self._waiting.pop(0) if len(self._waiting) > 1 else torch.tensor(False)
-        if not bool(bad):
+        if not self._rerun:
+            return self._late(sums)
+        if all(bool(each.isfinite()) for each in sums):
             return False
         self._over = True
-        if self._waiting:
-            self._found = [(torch.nan,) * len(self.columns)] * len(self.subject.modules)
-        elif self._call is not None and not self.subject.sharded:
+        if self._call is not None and not self.subject.sharded:
             with suppress(Exception):  # a model that cannot be copied or run again: the report says less
                 self._found = _run_again(self.subject.model, *self._call)
         self._call = None
         return True
+
+    def _late(self, sums: list[Tensor]) -> bool:
+        """The same on an accelerator: what an earlier step enqueued, if it has arrived by now."""
+        if sums[0].device.type != "cuda":
+            return False
+        bad = ~torch.stack([each.float().to(sums[0].device) for each in sums]).isfinite().all()
+        host = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(bad, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._waiting.append((host, event))
+        while self._waiting and self._waiting[0][1].query():
+            if bool(self._waiting.pop(0)[0]):
+                self._over = True
+                self._found = [(torch.nan,) * len(self.columns)] * len(self.subject.modules)
+                return True
+        return False
 
     def before_step(self, optimizer: Optimizer) -> None:
         if not self._over:  # a step that is sampled anyway
@@ -118,14 +133,14 @@ def _run_again(model: nn.Module, args: Any, kwargs: Any, generator: Tensor) -> F
     The backward starts from random numbers, for what the loss gave is gone: what it shows that is not
     finite is the model's own doing.
     """
-    twin = Subject(copy.deepcopy(unwrapped(model)))
+    twin = Subject(side_copy(unwrapped(model)))
     twin.model.zero_grad()
     instruments = (Finite(twin), Deltas(twin))
     flow = Flow(twin, instruments)
     flow.arm()
     for each in instruments:
         each.arm()
-    with torch.random.fork_rng(), torch.enable_grad():
+    with generators_kept(()), torch.enable_grad():
         torch.set_rng_state(generator)
         outputs = [each for each in tensors(twin.model(*args, **kwargs)) if each.requires_grad]
         ends = [each for each in outputs if bool(each.detach().isfinite().all())]
