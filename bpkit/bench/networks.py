@@ -49,9 +49,9 @@ class ResNet(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(2 * width, 10)
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        features = torch.flatten(self.pool(self.blocks(self.stem(images))), 1)
-        return F.cross_entropy(self.head(features), labels)
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        logits = self.head(torch.flatten(self.pool(self.blocks(self.stem(images))), 1))
+        return logits if labels is None else F.cross_entropy(logits, labels)
 
 
 class UNet(nn.Module):

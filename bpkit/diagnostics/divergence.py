@@ -31,6 +31,8 @@ WINDOW = 16  # losses
 RISEN = 0.25  # of the first loss
 NOISE = 6.0  # robust deviations
 GROWN = 3.0  # the gradient, over what it was at the best loss
+ABOVE = 0.5  # of the first loss, that a run stands above it from step
+AFTER = 40  # on: a rate that threw it there keeps it there
 SPIKE = 12.0  # robust deviations above the median of the window before, and
 HIGH = 0.5  # this part of the first loss
 
@@ -81,7 +83,8 @@ class Divergence(Diagnostic):
         up = rise > max(RISEN * size, NOISE * series.noise) and min(recent) > self._best
         grown = gradient > GROWN * self._gradient_at_best
         beyond = now > 1.5 * size + max(self._best, 0.0)
-        if up and (grown or beyond):
+        above = now - series.start > max(ABOVE * size, NOISE * series.noise) and sample.step >= AFTER
+        if (up and (grown or beyond)) or (above and sample.history.alone):
             self._diverged = True
             evidence = {
                 "loss": now,
@@ -89,7 +92,7 @@ class Divergence(Diagnostic):
                 "gradient_over_best": gradient / self._gradient_at_best,
             }
             yield self._finding(sample, "critical" if now > series.start else "warning", evidence, _RISEN)
-        elif self._diverged and not up:
+        elif self._diverged and not (up or above):
             self._diverged = False
             yield self._finding(
                 sample, "info", {"loss": now, "best": self._best}, "the loss has come down again"

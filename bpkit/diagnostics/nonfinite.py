@@ -9,7 +9,7 @@ overflow is how the scale is found.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, isnan
 from typing import Any
@@ -87,16 +87,19 @@ class _Seen:
         if all(value is None for value in forward):
             self._again = True
             forward = back = sample[Sentinel]
-        self._late = self._again and any(value is not None and isnan(value[0]) for value in forward)
+        places: Sequence[int] = sample.called or range(len(modules))
+        self._late = self._again and any(value is not None and all(map(isnan, value)) for value in forward)
+        if self._again:
+            places = sorted((each for each in places if forward[each]), key=lambda each: forward[each][0])
         self._order = [
             _Module(
                 modules[place],
-                inputs=forward[place][0] > 0,
-                outputs=forward[place][1] > 0,
+                inputs=forward[place][-4 if self._again else 0] > 0,
+                outputs=forward[place][-3 if self._again else 1] > 0,
                 out=None if back[place] is None else back[place][-2],
                 back=None if back[place] is None else back[place][-1],
             )
-            for place in sample.called or range(len(modules))
+            for place in places
             if forward[place] is not None
         ]
         self._usual = usual
@@ -185,6 +188,15 @@ class _Seen:
                 )
             if each.out is not None and isfinite(each.out) and each.out >= 0:
                 behind = name
+        if self._again:
+            return Producer(
+                (self._order[-1].info.name,),
+                "the loss, or something that does not happen twice: the model was run again on the same "
+                "batch, and "
+                "gives finite values both ways. Look for log, sqrt or division at 0 in the loss, and "
+                "use its form "
+                "on logits (cross_entropy, binary_cross_entropy_with_logits)",
+            )
         return _loss(self._order[-1].info.name)
 
 

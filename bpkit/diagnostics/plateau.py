@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from bpkit.core.finding import Finding
 from bpkit.diagnostics.diagnostic import Diagnostic
 from bpkit.diagnostics.instruments import GradientNorm, OutputError, Standing
-from bpkit.diagnostics.learning import learned_nothing
+from bpkit.diagnostics.learning import learned_nothing, lost
 from bpkit.diagnostics.sample import Sample
 
 AFTER = 80  # steps
@@ -51,8 +51,9 @@ class Plateau(Diagnostic):
                 "gradient_norm": sample.total(GradientNorm),
                 "learning_rate": rate,
             },
-            f"nothing is learned in {sample.step} steps: raise the learning rate from {rate:.3g} by "
-            "tens until the loss moves, look whether inputs and targets belong together (fit one batch "
+            f"nothing is learned in {sample.step} steps: {'lower' if lost(sample) else 'raise'} the learning "
+            f"rate from {rate:.3g} by tens until the loss moves, look whether inputs and targets belong "
+            f"together (fit one batch "
             "first), and at the other findings"
             if flat
             else "the loss has begun to fall",

@@ -33,12 +33,14 @@ ELEMENTS = 1 << 16  # elements at most
 class Sentinel(Instrument):
     """Of each module on a step that was run again, the columns of `Finite` and `Deltas`; None otherwise.
 
+    `order` counts the modules in the order in which they were called.
+
     All NaN where the alarm came a step late, and the weights have it already.
     """
 
     of = "modules"
     light = True
-    columns = (*Finite.columns, *Deltas.columns)
+    columns = ("order", *Finite.columns, *Deltas.columns)
     provenance = Provenance("before step", reduced=False)
 
     def __init__(self, subject: Subject) -> None:
@@ -150,7 +152,9 @@ def _run_again(model: nn.Module, args: Any, kwargs: Any, generator: Tensor) -> F
     flow.disarm()
     lived = frozenset(flow.lived | {1})  # the one call, whether or not a gradient came back
     found: list[Figure] = []
-    for pair in zip(*(each.read(lived) for each in instruments), strict=True):
+    order = {place: float(number) for number, place in enumerate(flow.order)}
+    for place, pair in enumerate(zip(*(each.read(lived) for each in instruments), strict=True)):
         known = [each if isinstance(each, Tensor) else torch.full((2,), -1.0) for each in pair]
-        found.append(None if pair == (None, None) else torch.cat(known))
+        first = torch.tensor([order.get(place, -1.0)])
+        found.append(None if pair == (None, None) else torch.cat([first, *known]))
     return found
