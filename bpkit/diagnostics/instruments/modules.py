@@ -194,7 +194,7 @@ class OutputError(Instrument):
         if not self._figures or self._figures[-1][0] != call != 0:
             rows = delta.shape[0] if delta.dim() else 1
             few = local(delta)
-            size = torch.linalg.vector_norm(few.float()) / max(1, few.numel()) ** 0.5 * rows
+            size = torch.linalg.vector_norm(few, dtype=real(few.dtype)) / max(1, few.numel()) ** 0.5 * rows
             self._figures.append((call, size))
 
     def read(self, lived: frozenset[int]) -> Figures:
