@@ -158,7 +158,7 @@ class Watcher:
         if not grave and not self._diagnostics:
             return f"nothing looked at in {self._step} steps{left}"
         head = [] if grave else [f"healthy: nothing found in {self._step} steps{left}"]
-        return "\n".join([*head, *map(str, grave), *(f"note: {_line(each)}" for each in notes)])
+        return "\n".join([*head, *map(str, grave), *(f"info: {_line(each)}" for each in notes)])
 
     def close(self) -> None:
         """Take all hooks away and finish the logs; findings stay."""
