@@ -76,6 +76,7 @@ class Sentinel(Instrument):
         if not self._rerun:
             return self._late(sums)
         if all(bool(each.isfinite()) for each in sums):
+            self._call = None  # the batch is not kept through an evaluation
             return False
         self._over = True
         if self._call is not None and not self.subject.sharded:
