@@ -50,9 +50,7 @@ def bodies(held: bytearray) -> list[slice]:
 
 def test_what_a_watch_wrote_is_read_back(tmp_path: Path) -> None:
     bins = Layout(LAYOUT.layers, LAYOUT.classes, BINS, "Net")
-    verdicts = Verdicts(
-        3, [{"kind": "dead"}], seconds=0.5, share=0.01, samples=3, finished=True
-    )
+    verdicts = Verdicts(3, [{"kind": "dead"}], seconds=0.5, share=0.01, samples=3, finished=True)
     with Writer(tmp_path) as writer:
         for step, value in ((1, math.nan), (2, ABSENT), (3, math.inf)):
             sample(writer, step, value)
