@@ -10,17 +10,17 @@ is read back from the device until the watch copies all its figures.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
 import torch
 from bpkit import Finding
 from bpkit.diagnostics import Diagnostic, Sample
-from bpkit.diagnostics.diagnostic import Board
 from bpkit.diagnostics.instruments import Figures, Instrument
 from bpkit.diagnostics.sample import Provenance
-from torch import Tensor, nn
+from bpkit.diagnostics.subject import Subject
+from torch import Tensor
 
 
 class Record:
@@ -45,27 +45,27 @@ class FeedbackAngle(Instrument):
 
     provenance = Provenance("accumulated", reduced=False)
 
-    def __init__(self, parameters: Sequence[nn.Parameter], scaler: Any = None) -> None:
-        super().__init__(parameters, scaler)
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
         self._records: list[Record] = []
 
     def arm(self) -> None:
         """A record for every parameter; a layer's forward takes it along."""
-        self._records = [Record() for _ in self.parameters]
-        for parameter, record in zip(self.parameters, self._records, strict=True):
-            parameter.bpkit_rules_record = record  # type: ignore[attr-defined]
+        self._records = [Record() for _ in self.subject.parameters]
+        for parameter, record in zip(self.subject.parameters, self._records, strict=True):
+            vars(parameter)["bpkit_rules_record"] = record
 
-    def read(self) -> Figures:
+    def read(self, lived: frozenset[int]) -> Figures:
         """None for every parameter that is no weight of a layer under a rule."""
-        for parameter in self.parameters:
-            if record_of(parameter) is not None:
-                del parameter.bpkit_rules_record  # type: ignore[attr-defined]
+        for parameter in self.subject.parameters:
+            vars(parameter).pop("bpkit_rules_record", None)
         found = [record.angle for record in self._records]
-        return found if len(found) == len(self.parameters) else [None] * len(self.parameters)
+        count = len(self.subject.parameters)
+        return found if len(found) == count else [None] * count
 
 
 class FeedbackAngles(Diagnostic):
-    """Writes `rule_angle/<layer>`; finds a layer whose error points uphill, sample after sample."""
+    """Puts the angles on the map; finds a layer whose error points uphill, sample after sample."""
 
     needs = (FeedbackAngle,)
     window = 10  # samples
@@ -80,17 +80,13 @@ class FeedbackAngles(Diagnostic):
         medians = {layer: median(past) for layer, past in self._past.items() if len(past) == self.window}
         bad = [layer for layer, angle in medians.items() if angle > 91]
         if bad:
-            yield Finding(
-                kind="misaligned",
-                severity="warning",
-                layers=tuple(bad),
-                step=sample.step,
-                last_step=sample.step,
-                evidence={"angle": max(medians[layer] for layer in bad)},
-                advice="train longer before judging it, lower the learning rate, or use rule 'sign_symmetry'",
+            yield sample.finding(
+                "misaligned",
+                bad,
+                {"angle": max(medians[layer] for layer in bad)},
+                "train longer before judging it, lower the learning rate, or use rule 'sign_symmetry'",
             )
 
-    def write(self, sample: Sample, board: Board) -> None:
-        """One curve a layer."""
-        for layer, angle in sample.by_layer(FeedbackAngle).items():
-            board.add_scalar(f"rule_angle/{layer}", angle, sample.step)
+    def columns(self, sample: Sample) -> Mapping[str, Mapping[str, float]]:
+        """The angle by layer, in degrees."""
+        return {"rule angle": sample.by_layer(FeedbackAngle)}
