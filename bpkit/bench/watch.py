@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import logging
+import math
 import os
 import statistics
 import tempfile
@@ -41,7 +42,7 @@ class Row:
         monitor: `"bpkit"`, `"bpkit, with logs"`, `"wandb"`, `"torchmortem"`.
         step: median seconds of a bare step.
         beginning: time of the first 200 steps over that of a bare loop.
-        long_run: the same of the steps after them.
+        long_run: the same of the steps after them; NaN for both where the monitor breaks the network.
         said: the share of the time that the monitor itself reports, if it does.
     """
 
@@ -200,11 +201,20 @@ def _measure(name: str, monitors: Sequence[str], steps: int) -> Iterator[Row]:
             runs[monitor] = _Run(make(), batch)
             if monitor != "bare":
                 MONITORS[monitor](runs[monitor], stack)
+            try:
+                runs[monitor].steps(1)
+            except RuntimeError:  # its hooks break the network: an in-place activation, say
+                del runs[monitor]
+                continue
+            runs[monitor].seconds.clear()
         for _ in range(steps // STRETCH):
             for run in runs.values():
                 run.steps(STRETCH)
     bare, first = runs["bare"].seconds, FIRST // STRETCH
     for monitor in monitors:
+        if monitor not in runs:
+            yield Row(name, monitor, statistics.median(bare), math.nan, math.nan)
+            continue
         seconds, watching = runs[monitor].seconds, runs[monitor].watching
         yield Row(
             name,
