@@ -21,7 +21,8 @@ from bpkit.core.structure import Rebuild, flatten, tensors
 from bpkit.core.transforms import unseen
 from bpkit.diagnostics.aside import side_copy
 from bpkit.diagnostics.hooks import Handle
-from bpkit.diagnostics.instruments.instrument import Figures, Instrument
+from bpkit.diagnostics.instruments.figures import Figures
+from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.network import leaves, unwrapped
 from bpkit.diagnostics.subject import Subject
 

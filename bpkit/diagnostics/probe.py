@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from bpkit.diagnostics.flow import Flow
 from bpkit.diagnostics.history import History
 from bpkit.diagnostics.hooks import Handle, on_gradients
-from bpkit.diagnostics.instruments.instrument import Figure, Instrument
+from bpkit.diagnostics.instruments.figures import Batch, batch, to_host
+from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.instruments.modules import OutputError
-from bpkit.diagnostics.instruments.norms import to_host
 from bpkit.diagnostics.ranks import Ranks
 from bpkit.diagnostics.sample import Reading, Sample
 from bpkit.diagnostics.subject import Subject
@@ -112,10 +112,10 @@ class Probe:
         """Whether a step that was not due must be sampled after all: what its forward showed is lost."""
         alarms = []
         for each in self._permanent:  # each has to look
-            try:
-                alarms.append(each not in self._flow.failed and each.alarmed(optimizer))
-            except Exception as error:
-                self._flow.fail(each, error)
+            if each in self._flow.failed:
+                continue
+            with self._flow.leaving_out(each):
+                alarms.append(each.alarmed(optimizer))
         if not any(alarms):
             return False
         self.arm()
@@ -145,30 +145,8 @@ class Probe:
             losses: training losses with their steps, since the last sample.
             validations: validation losses likewise.
         """
-        given = [*losses, *validations]
-        figures: list[Figure] = [value for _, value in given]
-        counts: dict[type[Instrument], int] = {}
-        lived = frozenset(self._flow.lived)
-        with torch.no_grad():
-            for need, instrument in self._active.items():
-                if instrument in self._flow.failed:
-                    continue
-                try:
-                    read = instrument.read(lived)
-                except Exception as error:
-                    self._flow.fail(instrument, error)
-                    continue
-                counts[need] = len(read)
-                figures.extend(read)
-            numbers = to_host(figures)
-        steps = [step for step, _ in given]
-        values = [(at, _number(value)) for at, value in zip(steps, numbers, strict=False)]
+        values, readings = self._read([*losses, *validations])
         trained, validated = values[: len(losses)], values[len(losses) :]
-        readings, start = {}, len(given)
-        for need, count in counts.items():
-            held = tuple(numbers[start : start + count])
-            readings[need] = Reading(held, self._instruments[need].provenance, need.columns)
-            start += count
         self.history.add_losses(trained)
         for at, value in validated:
             self.history.validation.add(at, value)
@@ -191,6 +169,27 @@ class Probe:
             order=self._last_order,
             called=self._last_called,
         )
+
+    def _read(self, given: Losses) -> tuple[list[tuple[int, float]], dict[type[Instrument], Reading]]:
+        """What was given, and what the instruments have, as numbers."""
+        lived = frozenset(self._flow.lived)
+        losses = batch([value for _, value in given])
+        read: dict[type[Instrument], Batch] = {}
+        readings: dict[type[Instrument], Reading] = {}
+        with torch.no_grad():
+            for need, instrument in self._active.items():
+                if instrument in self._flow.failed:
+                    continue
+                with self._flow.leaving_out(instrument):
+                    read[need] = batch(instrument.read(lived))
+            own, *others = to_host([losses, *read.values()])
+        for (need, figures), numbers in zip(read.items(), others, strict=True):
+            instrument = self._instruments[need]
+            with self._flow.leaving_out(instrument):
+                readings[need] = Reading(tuple(figures.finish(numbers)), instrument.provenance, need.columns)
+        return [
+            (step, _number(value)) for (step, _), value in zip(given, losses.finish(own), strict=True)
+        ], readings
 
     def _tell(self, method: str, *arguments: Any) -> None:
         self._flow.tell(self._active.values(), method, *arguments)

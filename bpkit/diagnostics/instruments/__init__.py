@@ -1,9 +1,10 @@
 """What samples are measured with: one class a quantity, of parameters, of modules or of the model."""
 
-from bpkit.diagnostics.instruments.instrument import Figure, Figures, Instrument
+from bpkit.diagnostics.instruments.activations import Activations
+from bpkit.diagnostics.instruments.figures import Batch, Figure, Figures, by_rows
+from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.instruments.modes import Modes
 from bpkit.diagnostics.instruments.modules import (
-    Activations,
     Deltas,
     Finite,
     LossScale,
@@ -29,6 +30,7 @@ from bpkit.diagnostics.instruments.units import Units
 __all__ = [
     "AccumulatedNorm",
     "Activations",
+    "Batch",
     "Deltas",
     "Direction",
     "Figure",
@@ -50,4 +52,5 @@ __all__ = [
     "Units",
     "Update",
     "WeightNorm",
+    "by_rows",
 ]

@@ -7,17 +7,15 @@ override is not listened to either, so that a watch without activations hooks no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from bpkit.diagnostics.instruments.figures import Figures
 from bpkit.diagnostics.sample import Provenance
 from bpkit.diagnostics.subject import Subject
-
-Figure = Tensor | float | Sequence[float] | None
-Figures = Sequence[Figure]
 
 
 class Instrument:
@@ -84,6 +82,8 @@ class Instrument:
 
     def read(self, lived: frozenset[int]) -> Figures:
         """A figure (a 0-d tensor or number, or one with `columns`, or None) for each of what it is `of`.
+
+        A `Batch` where figures of many are to be had by fewer kernels than one apiece.
 
         Args:
             lived: the calls of the model that a backward came back through; others were for evaluation.

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bpkit.diagnostics.hooks import Handle, ModuleHook
-from bpkit.diagnostics.instruments.instrument import Figure, Figures, Instrument
+from bpkit.diagnostics.instruments.figures import Figure, Figures
+from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.sample import Provenance
 from bpkit.diagnostics.subject import Subject
 

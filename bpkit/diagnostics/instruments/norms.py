@@ -1,4 +1,4 @@
-"""Norms of many tensors at once, and the one copy to the host."""
+"""Norms of many tensors at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bpkit.diagnostics.instruments.instrument import Figure
 from bpkit.diagnostics.shards import is_sharded, local
 
 
@@ -30,29 +29,6 @@ def norms(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
             found[index] = value
     _reduce(tensors, found)
     return found
-
-
-def to_host(figures: Sequence[Figure]) -> list[tuple[float, ...] | float | None]:
-    """The figures as numbers, by one copy from each device that holds some."""
-    values: list[tuple[float, ...] | float | None] = []
-    places: dict[torch.device, list[int]] = {}
-    for index, figure in enumerate(figures):
-        if isinstance(figure, Tensor):
-            places.setdefault(figure.device, []).append(index)
-            values.append(None)
-        else:
-            values.append(figure if figure is None or isinstance(figure, float | int) else tuple(figure))
-    for indices in places.values():
-        columns = [figure for index in indices if isinstance(figure := figures[index], Tensor)]
-        numbers = torch.cat(
-            [_real(column).reshape(-1) for column in columns]
-        ).tolist()  # as wide as the widest
-        start = 0
-        for index, column in zip(indices, columns, strict=True):
-            end = start + column.numel()
-            values[index] = numbers[start] if column.dim() == 0 else tuple(numbers[start:end])
-            start = end
-    return values
 
 
 def dense(grad: Tensor | None) -> Tensor | None:
@@ -91,10 +67,6 @@ def _layout(tensor: Any) -> object:
 def _measurable(dtype: torch.dtype) -> bool:
     """Whether torch can take norms of it: integers and eight-bit floats, of quantised models, have none."""
     return dtype.is_complex or (dtype.is_floating_point and dtype.itemsize > 1)
-
-
-def _real(figure: Tensor) -> Tensor:
-    return figure.abs() if figure.is_complex() else figure
 
 
 def real(dtype: torch.dtype) -> torch.dtype | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import nan
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bpkit.diagnostics.instruments.instrument import Figures, Instrument
+from bpkit.diagnostics.instruments.figures import Batch, Figures, Value, by_rows
+from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.instruments.norms import dense, norms
 from bpkit.diagnostics.sample import Provenance, Sample
 from bpkit.diagnostics.shards import local
@@ -15,7 +19,7 @@ from bpkit.tensorboard import record
 
 ROWS = 64  # that are compared with the first
 FEW = 1 << 13  # elements that stand for a gradient's direction, and for how its sizes are distributed
-KEPT = 1 << 16  # elements that are compared before and after a step; of larger parameters every n-th
+KEPT = 1 << 14  # elements that are compared before and after a step; of larger parameters every n-th
 
 
 class GradientNorm(Instrument):
@@ -68,33 +72,40 @@ class WeightNorm(Instrument):
 class Update(Instrument):
     """‖Δp‖ of the step, the share of elements that moved at all, and of those that have a gradient.
 
-    Of a parameter with more than 65,536 elements every n-th is compared, and the norm scaled up to all.
+    Of a parameter with more than 16,384 elements every n-th is compared, and the norm scaled up to all.
     """
 
     columns = ("norm", "moved", "asked")
     provenance = Provenance("at step", reduced=False)
 
     def before_step(self, optimizer: Optimizer) -> None:
-        self._before = [_thinned(parameter) for parameter in self.subject.parameters]
-        self._before = [None if each is None else each.clone() for each in self._before]
+        self._before = [_few(parameter, KEPT) for parameter in self.subject.parameters]
 
     def after_step(self, optimizer: Optimizer) -> None:
-        self._figures: list[Tensor | None] = []
+        after, grads = [], []
         for parameter, before in zip(self.subject.parameters, self._before, strict=True):
-            after = _thinned(parameter)
-            if before is None or after is None or after.shape != before.shape:
-                self._figures.append(None)
-                continue
-            change = (after.float() if after.dtype.itemsize < 4 else after) - before
-            whole = (parameter.numel() / after.numel()) ** 0.5  # of a shard as well
-            norm = torch.linalg.vector_norm(change) * whole
-            grad = None if parameter.grad is None or parameter.grad.is_sparse else _thinned(parameter.grad)
-            asked = change if grad is None or grad.shape != change.shape else grad
-            shares = [each.count_nonzero() / each.numel() for each in (change, asked)]
-            self._figures.append(torch.stack([norm, *shares]))
-        self._before = []
+            now = _alike(_few(parameter, KEPT, copied=False), before)
+            grad = None if parameter.grad is None else _few(parameter.grad, KEPT, copied=False)
+            if now is not None and before is not None and _alike(grad, now) is None:
+                grad = now.ne(before).to(now.dtype)  # who moved without one was asked to
+            after.append(now)
+            grads.append(grad)
+        figures, self._before = by_rows(_moved, self._before, after, grads), []
+        # Of each element that is compared so many are there; of a shard the whole's.
+        shares = [
+            1.0 if now is None else (parameter.numel() / now.numel()) ** 0.5
+            for parameter, now in zip(self.subject.parameters, after, strict=True)
+        ]
 
-    def read(self, lived: frozenset[int]) -> Figures:
+        def finish(numbers: Sequence[list[float]]) -> list[Value]:
+            return [
+                (figure[0] * share, *figure[1:]) if isinstance(figure, tuple) else None
+                for figure, share in zip(figures.finish(numbers), shares, strict=True)
+            ]
+
+        self._figures = Batch(figures.tensors, finish)
+
+    def read(self, lived: frozenset[int]) -> Batch:
         return self._figures
 
 
@@ -116,26 +127,31 @@ class Direction(Instrument):
         for parameter in self.subject.parameters:
             state = optimizer.state.get(parameter, {})
             momentum = state.get("exp_avg", state.get("momentum_buffer"))
-            kept = _thinned(momentum, FEW) if isinstance(momentum, Tensor) else None
-            self._momenta.append(None if kept is None else kept.clone())
+            self._momenta.append(_few(momentum, FEW) if isinstance(momentum, Tensor) else None)
 
     def after_step(self, optimizer: Optimizer) -> None:
-        self._figures: list[Tensor | None] = []
-        kept: dict[int, Tensor] = {}
-        for parameter, momentum in zip(self.subject.parameters, self._momenta, strict=True):
-            grad = (
-                None if parameter.grad is None or parameter.grad.is_sparse else _thinned(parameter.grad, FEW)
-            )
-            if grad is None:
-                self._figures.append(None)
-                continue
-            grad = grad.clone()
-            figures = [_cosine(grad, self._last.get(id(parameter))), _cosine(grad, momentum)]
-            self._figures.append(torch.stack(figures))
-            kept[id(parameter)] = grad
-        self._last, self._momenta = kept, []
+        parameters = self.subject.parameters
+        grads = [None if each.grad is None else _few(each.grad, FEW) for each in parameters]
+        last = [_alike(self._last.get(id(each)), grad) for each, grad in zip(parameters, grads, strict=True)]
+        momenta = [_alike(each, grad) for each, grad in zip(self._momenta, grads, strict=True)]
+        batches = by_rows(_cosine, grads, last), by_rows(_cosine, grads, momenta)
+        known = [grad is not None for grad in grads]
+        self._last = {
+            id(each): grad for each, grad in zip(parameters, grads, strict=True) if grad is not None
+        }
+        self._momenta = []
 
-    def read(self, lived: frozenset[int]) -> Figures:
+        def finish(numbers: Sequence[list[float]]) -> list[Value]:
+            between = len(batches[0].tensors)
+            parts = batches[0].finish(numbers[:between]), batches[1].finish(numbers[between:])
+            return [
+                tuple(each[0] if isinstance(each, tuple) else nan for each in pair) if there else None
+                for there, *pair in zip(known, *parts, strict=True)
+            ]
+
+        self._figures = Batch([*batches[0].tensors, *batches[1].tensors], finish)
+
+    def read(self, lived: frozenset[int]) -> Batch:
         return self._figures
 
 
@@ -239,17 +255,13 @@ class GradientHistogram(Instrument):
         self._samples = 0
 
     def after_step(self, optimizer: Optimizer) -> None:
-        self._figures: list[Tensor | None] = [None] * len(self.subject.parameters)
         self._samples += 1
-        if self._samples % self.every != 1:
-            return
-        for index, parameter in enumerate(self.subject.parameters):
-            grad = dense(parameter.grad)
-            few = None if grad is None else _thinned(grad, FEW)
-            if few is not None:
-                self._figures[index] = _counts(few.abs().float())
+        grads = [dense(each.grad) for each in self.subject.parameters]
+        asked = self._samples % self.every == 1
+        few = [None if grad is None or not asked else _few(grad, FEW, copied=False) for grad in grads]
+        self._figures = by_rows(_counts, few)
 
-    def read(self, lived: frozenset[int]) -> Figures:
+    def read(self, lived: frozenset[int]) -> Batch:
         return self._figures
 
     @classmethod
@@ -272,28 +284,47 @@ def _comparable(parameter: nn.Parameter) -> bool:
     return parameter.is_floating_point() and parameter.dtype.itemsize > 1
 
 
-def _counts(sizes: Tensor) -> Tensor:
+def _moved(before: Tensor, after: Tensor, grad: Tensor) -> Tensor:
+    change = _wide(after) - _wide(before)
+    norm = torch.linalg.vector_norm(change, dim=1)
+    shares = [each.count_nonzero(1) / each.shape[1] for each in (change, grad)]
+    return torch.stack([norm, *(share.to(norm.dtype) for share in shares)], 1)
+
+
+def _cosine(one: Tensor, other: Tensor) -> Tensor:
+    if one.is_complex():
+        one, other = torch.view_as_real(one).flatten(1), torch.view_as_real(other).flatten(1)
+    one, other = one.float(), other.float()
+    lengths = torch.linalg.vector_norm(one, dim=1) * torch.linalg.vector_norm(other, dim=1)
+    return ((one * other).sum(1) / lengths)[:, None]
+
+
+def _counts(values: Tensor) -> Tensor:
     """Counts of zeros, of those below, between and above `record.EDGES`, and of non-finite ones."""
+    sizes = values.abs().float()
     edges = torch.tensor([10.0**each for each in record.EDGES], device=sizes.device)
-    finite = sizes.isfinite()
     place = torch.bucketize(sizes, edges, right=True) + 1
-    place = place.masked_fill(sizes == 0, 0).masked_fill(~finite, len(edges) + 2)
+    place = place.masked_fill(sizes == 0, 0).masked_fill(~sizes.isfinite(), len(edges) + 2)
     # Not bincount, which has to wait for the device to know its length.
-    return torch.zeros(len(edges) + 3, device=sizes.device).scatter_add_(0, place, torch.ones_like(sizes))
+    counts = sizes.new_zeros(len(sizes), len(edges) + 3)
+    return counts.scatter_add_(1, place, torch.ones_like(sizes))
 
 
-def _thinned(tensor: Tensor, most: int = KEPT) -> Tensor | None:
-    """Up to `most` elements of this rank's part, evenly spread, as a view where that can be."""
-    if nn.parameter.is_lazy(tensor):
+def _few(tensor: Tensor, most: int, *, copied: bool = True) -> Tensor | None:
+    """Up to `most` elements of this rank's part, evenly spread; None of what has none, or is sparse."""
+    if nn.parameter.is_lazy(tensor) or tensor.is_sparse:
         return None
     flat = local(tensor.detach()).reshape(-1)
-    return flat[:: -(-flat.numel() // most)] if flat.numel() else None
+    if not flat.numel():
+        return None
+    few = flat[:: -(-flat.numel() // most)]
+    return few.clone() if copied else few
 
 
-def _cosine(one: Tensor, other: Tensor | None) -> Tensor:
-    if other is None or other.shape != one.shape:
-        return torch.full((), torch.nan, device=one.device)
-    if one.is_complex():
-        one, other = torch.view_as_real(one).reshape(-1), torch.view_as_real(other).reshape(-1)
-    one, other = one.float(), other.float()
-    return (one @ other) / (torch.linalg.vector_norm(one) * torch.linalg.vector_norm(other))
+def _alike(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """What can be compared with the other: it has as many elements."""
+    return one if one is not None and other is not None and one.shape == other.shape else None
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bpkit.diagnostics.instruments.contributions import Formula, formula, wide
-from bpkit.diagnostics.instruments.instrument import Figure, Figures, Instrument
+from bpkit.diagnostics.instruments.figures import Figure, Figures
+from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.network import Network
 from bpkit.diagnostics.sample import Provenance
 from bpkit.diagnostics.shards import is_distributed

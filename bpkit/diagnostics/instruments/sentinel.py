@@ -9,6 +9,7 @@ for the device; there the sums are read a step later, and the report says when, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -20,7 +21,8 @@ from torch.utils import _pytree
 from bpkit.diagnostics.aside import generators_kept, side_copy
 from bpkit.diagnostics.flow import Flow, tensors
 from bpkit.diagnostics.hooks import Handle, ModuleHook
-from bpkit.diagnostics.instruments.instrument import Figure, Figures, Instrument
+from bpkit.diagnostics.instruments.figures import Value, to_host
+from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.instruments.modules import Deltas, Finite
 from bpkit.diagnostics.network import unwrapped
 from bpkit.diagnostics.sample import Provenance
@@ -46,7 +48,7 @@ class Sentinel(Instrument):
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
         self._call: tuple[Any, Any, Tensor] | None = None
-        self._found: Figures | None = None
+        self._found: Sequence[Value] | None = None
         self._waiting: list[tuple[Tensor, torch.cuda.Event]] = []
         first = next(iter(subject.parameters), None)
         self._rerun = first is not None and first.device.type == "cpu"
@@ -105,7 +107,7 @@ class Sentinel(Instrument):
         if not self._over:  # a step that is sampled anyway
             self.alarmed(optimizer)
 
-    def read(self, lived: frozenset[int]) -> Figures:
+    def read(self, lived: frozenset[int]) -> Sequence[Value]:
         found, self._found = self._found, None
         count = len(self.subject.modules)
         return found if found is not None and len(found) == count else [None] * count
@@ -130,7 +132,7 @@ class Sentinel(Instrument):
         return list(dict.fromkeys([*small[:LOOKED_AT], *small[-LOOKED_AT:]]))
 
 
-def _run_again(model: nn.Module, args: Any, kwargs: Any, generator: Tensor) -> Figures:
+def _run_again(model: nn.Module, args: Any, kwargs: Any, generator: Tensor) -> list[Value]:
     """What was not finite, by module, in a forward and backward of a copy of the model.
 
     The backward starts from random numbers, for what the loss gave is gone: what it shows that is not
@@ -152,10 +154,13 @@ def _run_again(model: nn.Module, args: Any, kwargs: Any, generator: Tensor) -> F
     flow.on_backward()
     flow.disarm()
     lived = frozenset(flow.lived | {1})  # the one call, whether or not a gradient came back
-    found: list[Figure] = []
     order = {place: float(number) for number, place in enumerate(flow.order)}
-    for place, pair in enumerate(zip(*(each.read(lived) for each in instruments), strict=True)):
-        known = [each if isinstance(each, Tensor) else torch.full((2,), -1.0) for each in pair]
-        first = torch.tensor([order.get(place, -1.0)])
-        found.append(None if pair == (None, None) else torch.cat([first, *known]))
-    return found
+    batches = [each.read(lived) for each in instruments]
+    values = [each.finish(numbers) for each, numbers in zip(batches, to_host(batches), strict=True)]
+    nothing = (-1.0,) * 2
+    return [
+        None
+        if pair == (None, None)
+        else (order.get(place, -1.0), *(pair[0] or nothing), *(pair[1] or nothing))
+        for place, pair in enumerate(zip(*values, strict=True))
+    ]

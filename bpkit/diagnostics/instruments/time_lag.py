@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bpkit.diagnostics.instruments.contributions import forward_is_torchs, wide
-from bpkit.diagnostics.instruments.instrument import Figure, Figures, Instrument
+from bpkit.diagnostics.instruments.figures import Figure, Figures
+from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.instruments.through_time import FUNCTIONS, log_norms
 from bpkit.diagnostics.sample import Provenance
 

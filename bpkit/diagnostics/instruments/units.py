@@ -10,8 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bpkit.diagnostics.instruments.instrument import Figure, Figures, Instrument
-from bpkit.diagnostics.instruments.modules import ELEMENTS
+from bpkit.diagnostics.instruments.activations import ELEMENTS
+from bpkit.diagnostics.instruments.figures import Figure, Figures
+from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.sample import Provenance
 from bpkit.diagnostics.shards import local
 from bpkit.diagnostics.subject import Subject
