@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from bpkit.core.errors import BpkitError
-from bpkit.core.finding import Finding
+from bpkit.core.finding import SEVERITIES
 from bpkit.tensorboard.cells import cells, scale
 from bpkit.tensorboard.history import Array, History
 from bpkit.tensorboard.record import ABSENT, BINS
-from bpkit.tensorboard.source import Entry
+from bpkit.tensorboard.source import Entry, Judgement
 
 Answer = Mapping[str, Any]
 MOST = 400  # rows or columns of a picture
@@ -25,12 +24,13 @@ def runs(entries: list[Entry]) -> Answer:
     return {"runs": [asdict(each) for each in entries]}
 
 
-def heat_map(history: History, statistic: str, rows: int, columns: int, match: str = "") -> Answer:
-    """One statistic of the layers whose name has `match` in it.
+def heat_map(
+    history: History, statistic: str, rows: int, columns: int, match: str = ""
+) -> tuple[Answer, Array]:
+    """One statistic of the layers whose name has `match` in it: what is said of the cells, and the cells.
 
-    `cells` are float32, row by row, in base64: so NaN, infinity and `absent` are kept apart, which JSON
-    cannot. Layers of which the statistic was never measured are `aside`, each with the place of the layer
-    before it among `layers`; of a statistic that no layer has, all are blank.
+    Layers of which the statistic was never measured are `aside`, each with the place of the layer before it
+    among `layers`; of a statistic that no layer has, all are blank.
     """
     values = history.column(statistic)
     asked = np.array([match.lower() in name.lower() for name in history.layers], bool)
@@ -38,7 +38,7 @@ def heat_map(history: History, statistic: str, rows: int, columns: int, match: s
     (kept,) = np.nonzero(measured if measured.any() else asked)
     shown = cells(statistic, values[kept], min(rows, MOST), min(columns, MOST))
     starts, ends = shown.columns[:-1], shown.columns[1:] - 1
-    return {
+    told = {
         "statistic": statistic,
         "scale": shown.scale,
         "range": shown.range,
@@ -52,12 +52,13 @@ def heat_map(history: History, statistic: str, rows: int, columns: int, match: s
         "steps": np.stack([history.steps[starts], history.steps[ends]], axis=1).tolist(),
         "samples": len(history.steps),
         "measured": bool(measured.any()),
-        "cells": base64.b64encode(shown.values.astype("<f4").tobytes()).decode(),
         "absent": ABSENT,
+        "problems": history.problems,
     }
+    return told, shown.values
 
 
-def layer(history: History, name: str) -> Answer:
+def layer(history: History, name: str, histogram: tuple[int, Array] | None) -> Answer:
     """Every statistic of a layer over the steps, and its histogram.
 
     Raises:
@@ -66,15 +67,14 @@ def layer(history: History, name: str) -> Answer:
     if name not in history.layers:
         raise BpkitError(f"no layer {name!r} in this run")
     place = history.layers.index(name)
-    histogram = history.histograms.get(name)
     return {
         "layer": name,
         "class": history.classes[place],
         "steps": history.steps.tolist(),
         "curves": [
             {"name": column, "scale": scale(column, values), "values": _numbers(values)}
-            for index, column in enumerate(history.columns)
-            if (values := history.values[:, place, index]).size and (values != np.float32(ABSENT)).any()
+            for column, values in zip(history.columns, history.row(name), strict=True)
+            if (values != np.float32(ABSENT)).any()
         ],
         "histogram": {"step": histogram[0], "bins": list(BINS), "counts": _numbers(histogram[1])}
         if histogram and (histogram[1] != np.float32(ABSENT)).any()
@@ -82,14 +82,24 @@ def layer(history: History, name: str) -> Answer:
     }
 
 
-def findings(history: History) -> Answer:
+def verdicts(judgements: Mapping[str, Judgement]) -> Answer:
+    """How many findings of each severity every run has that has been judged."""
+    return {
+        "verdicts": [
+            {"run": run, **{each: severities.count(each) for each in SEVERITIES}}
+            for run, held in judgements.items()
+            if held.verdicts is not None
+            for severities in [[each.severity for each in held.findings]]
+        ]
+    }
+
+
+def findings(judgement: Judgement) -> Answer:
     """All verdicts on a run, the gravest first, and what watching it took."""
-    told: dict[str, Any] = {"findings": [], "problems": list(history.problems), "watched": False}
-    if history.verdicts is None:
+    told: dict[str, Any] = {"findings": [], "problems": judgement.problems, "watched": False}
+    if judgement.verdicts is None:
         return told
-    verdicts = history.verdicts
-    order = {"critical": 0, "warning": 1, "info": 2}
-    found = sorted(map(Finding.from_mapping, verdicts.findings), key=lambda each: order[each.severity])
+    verdicts = judgement.verdicts
     return {
         **told,
         "watched": True,
@@ -109,7 +119,7 @@ def findings(history: History) -> Answer:
                 "evidence": each.figures,
                 "advice": each.advice,
             }
-            for each in found
+            for each in sorted(judgement.findings, key=lambda each: -SEVERITIES.index(each.severity))
         ],
     }
 

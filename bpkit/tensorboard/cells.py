@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,8 @@ from bpkit.tensorboard.record import ABSENT
 Array = NDArray[np.float32]
 Scale = Literal["share", "signed", "log"]
 
-SHARES = frozenset({"dead", "saturated", "silent", "zeros"})  # parts of a whole, from 0 to 1
+SHARES = frozenset({"dead", "saturated", "zeros"})  # parts of a whole, from 0 to 1
+_COUNTED, _FINITE, _INFINITE, _NAN = (np.uint8(1 << bit) for bit in range(4))  # what a bin has in it
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,24 +62,27 @@ def cells(name: str, values: Array, rows: int, columns: int) -> Cells:
 
 
 def _binned(how: Scale, values: Array, below: NDArray[np.int64], beside: NDArray[np.int64]) -> Array:
-    def over(ufunc: np.ufunc, each: NDArray[np.generic]) -> NDArray[np.float64]:
-        # The longer axis last: what the second pass has to go through is short by then.
-        first = ufunc.reduceat(each.astype(np.float64), below, axis=0)
-        return np.asarray(ufunc.reduceat(first, beside, axis=1))
+    def over(ufunc: np.ufunc, each: NDArray[Any]) -> NDArray[Any]:
+        for axis, edges in enumerate((below, beside)):
+            if len(edges) < each.shape[axis]:
+                each = ufunc.reduceat(each, edges, axis=axis)
+        return each
 
     finite = _finite(values)
     counted = finite & (values > 0) if how == "log" else finite
+    kinds = counted * _COUNTED | finite * _FINITE | np.isinf(values) * _INFINITE | np.isnan(values) * _NAN
+    there = over(np.bitwise_or, kinds)  # one pass over bytes, not four over numbers
     with np.errstate(all="ignore"):
         if how == "share":
             found = over(np.maximum, np.where(counted, values, -np.inf))
-        elif how == "log":
-            total = over(np.add, np.log(np.where(counted, values, 1), dtype=np.float64))
-            found = np.exp(total / over(np.add, counted))
         else:
-            found = over(np.add, np.where(counted, values, 0)) / over(np.add, counted)
-    found = np.where(over(np.add, counted) > 0, found, np.where(over(np.add, finite) > 0, 0, ABSENT))
-    found = np.where(over(np.add, np.isinf(values)) > 0, np.inf, found)
-    return np.where(over(np.add, np.isnan(values)) > 0, np.nan, found).astype(np.float32)
+            shown = np.log(values, dtype=np.float64) if how == "log" else values
+            total = over(np.add, np.where(counted, shown, 0).astype(np.float64))
+            found = total / over(np.add, counted.astype(np.float64))
+            found = np.exp(found) if how == "log" else found
+    found = np.where(there & _COUNTED, found, np.where(there & _FINITE, 0, ABSENT))
+    found = np.where(there & _INFINITE, np.inf, found)
+    return np.where(there & _NAN, np.nan, found).astype(np.float32)
 
 
 def _finite(values: Array) -> NDArray[np.bool_]:

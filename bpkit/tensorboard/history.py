@@ -1,14 +1,15 @@
-"""`History`: what one run logged, its layouts merged into one table of layers × statistics by step."""
+"""`History`: samples of one run, of any number of layouts, looked at by statistic or by layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bpkit.tensorboard.record import ABSENT, Layout, Verdicts
+from bpkit.tensorboard.record import ABSENT, Layout
 
 Array = NDArray[np.float32]
 
@@ -28,18 +29,33 @@ class Part:
     values: Sequence[Array]
 
 
+class Sample(NamedTuple):
+    """Values as they were logged, and where they belong in the whole run.
+
+    Attributes:
+        rows: place of each of its layers among all.
+        columns: place of each of its statistics among its own.
+        values: [layers × columns].
+    """
+
+    rows: NDArray[np.int64]
+    columns: Mapping[str, int]
+    values: Array
+
+
 @dataclass(frozen=True, eq=False)
 class History:
     """A run as TensorBoard holds it, which keeps some of the samples only.
+
+    The samples stay as they were read: a map shows one statistic of fifteen, and to bring all of them into
+    one array first would take most of the time until it is seen.
 
     Attributes:
         layers: all that the run ever had, input first.
         classes: class name of each.
         columns: statistics.
         steps: [samples], ascending.
-        values: [samples × layers × columns]; `ABSENT` where a value was not measured.
-        histograms: by layer, the step and the counts in `record.BINS` that were logged last.
-        verdicts: the last that were logged.
+        samples: one a step.
         problems: what could not be read, a line each.
     """
 
@@ -47,24 +63,29 @@ class History:
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     steps: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    values: Array = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
-    histograms: Mapping[str, tuple[int, Array]] = field(default_factory=dict)
-    verdicts: Verdicts | None = None
+    samples: Sequence[Sample] = ()
     problems: tuple[str, ...] = ()
 
     def column(self, name: str) -> Array:
-        """[layers × samples] of one statistic, all `ABSENT` where the run does not have it."""
-        if name not in self.columns:
-            return np.full((len(self.layers), len(self.steps)), ABSENT, np.float32)
-        return self.values[:, :, self.columns.index(name)].T
+        """[layers × samples] of one statistic; `ABSENT` where it was not measured."""
+        found = np.full((len(self.samples), len(self.layers)), ABSENT, np.float32)
+        for each, (rows, columns, values) in zip(found, self.samples, strict=True):
+            if name in columns:
+                each[rows] = values[:, columns[name]]
+        return found.T
+
+    def row(self, name: str) -> Array:
+        """[columns × samples] of one layer; `ABSENT` where a statistic was not measured."""
+        place = self.layers.index(name)
+        found = np.full((len(self.samples), len(self.columns)), ABSENT, np.float32)
+        for each, (rows, columns, values) in zip(found, self.samples, strict=True):
+            (own,) = np.nonzero(rows == place)
+            if own.size:
+                each[[self.columns.index(column) for column in columns]] = values[own[0]]
+        return found.T
 
 
-def merged(
-    parts: Sequence[Part],
-    histograms: Sequence[Part] = (),
-    verdicts: Verdicts | None = None,
-    problems: Sequence[str] = (),
-) -> History:
+def merged(parts: Sequence[Part], problems: Sequence[str] = ()) -> History:
     """One history of samples in any number of layouts, the earliest layout first."""
     layers: list[str] = []
     classes: dict[str, str] = {}
@@ -72,45 +93,22 @@ def merged(
         _insert(layers, part.layout.layers)
         for name, kind in zip(part.layout.layers, part.layout.classes, strict=False):
             classes.setdefault(name, kind)
-    columns = tuple(dict.fromkeys(name for part in parts for name in part.layout.columns))
-    samples: dict[int, Array] = {}
+    places = {name: place for place, name in enumerate(layers)}
+    samples: dict[int, Sample] = {}
     for part in parts:
-        spread = _spread(part.layout, layers, columns)
+        rows = np.array([places[name] for name in part.layout.layers], np.int64)
+        columns = {name: place for place, name in enumerate(part.layout.columns)}
         for step, values in zip(part.steps, part.values, strict=True):
-            samples[step] = spread(values)
+            samples[step] = Sample(rows, columns, values)
     steps = sorted(samples)
-    shape = (len(steps), len(layers), len(columns))
     return History(
         layers=tuple(layers),
         classes=tuple(classes.get(name, "") for name in layers),
-        columns=columns,
+        columns=tuple(dict.fromkeys(name for part in parts for name in part.layout.columns)),
         steps=np.asarray(steps, np.int64),
-        values=np.stack([samples[step] for step in steps]) if steps else np.zeros(shape, np.float32),
-        histograms={
-            name: (part.steps[-1], row)
-            for part in histograms
-            if part.steps
-            for name, row in zip(part.layout.layers, part.values[-1], strict=True)
-        },
-        verdicts=verdicts,
+        samples=[samples[step] for step in steps],
         problems=tuple(problems),
     )
-
-
-def _spread(layout: Layout, layers: Sequence[str], columns: Sequence[str]) -> Callable[[Array], Array]:
-    """What brings a sample of this layout to the rows and columns of the whole run."""
-    if layout.layers == tuple(layers) and layout.columns == tuple(columns):
-        return lambda values: values
-    rows = {name: row for row, name in enumerate(layers)}
-    places = {name: place for place, name in enumerate(columns)}
-    where = np.ix_([rows[name] for name in layout.layers], [places[name] for name in layout.columns])
-
-    def spread(values: Array) -> Array:
-        whole = np.full((len(layers), len(columns)), ABSENT, np.float32)
-        whole[where] = values
-        return whole
-
-    return spread
 
 
 def _insert(known: list[str], names: Sequence[str]) -> None:

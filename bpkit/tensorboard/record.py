@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 PLUGIN = "bpkit"
@@ -84,6 +84,7 @@ class Verdicts:
         share: the same as a part of the run's time.
         samples: steps that were sampled.
         finished: the watch was closed.
+        left_out: diagnostics that did not look any more, and why.
     """
 
     step: int
@@ -92,6 +93,7 @@ class Verdicts:
     share: float = 0.0
     samples: int = 0
     finished: bool = False
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """JSON as JavaScript reads it: what is not finite is the string `NaN`, `Infinity`, `-Infinity`."""

@@ -1,11 +1,10 @@
-"""`Source`: the runs that TensorBoard has loaded, each read once and again when it has grown."""
+"""`Source`: the runs that TensorBoard has loaded; what is asked for is read once, and again when it grows."""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,17 @@ from tensorboard.data import provider  # type: ignore[import-untyped]
 
 from bpkit.core.errors import BpkitError
 from bpkit.core.finding import Finding
+from bpkit.tensorboard.held import Held
 from bpkit.tensorboard.history import Array, History, Part, merged
 from bpkit.tensorboard.record import BINS, FINDINGS, HISTOGRAMS, LAYERS, PLUGIN, Layout, Verdicts
 
 SAMPLES = 512  # more than a picture shows; TensorBoard keeps a hundred unless it is told otherwise
-HELD = 16  # runs kept in memory
+# Bytes of samples read of one run: they come through a pipe at 400 MB a second, the page waits for them, and
+# TensorBoard's data server refuses to answer with more than 256 MB.
+READ = 2**24
+HELD = 16  # runs whose samples are kept in memory
+
+Tags = Mapping[str, Any]  # what the provider tells of each tag of a run
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Entry:
         step: the last one logged.
         written: when, in seconds since the epoch.
         version: another one whenever the run has changed.
+        judged: another one whenever its verdicts have changed.
         layers: how many the latest layout has.
         model: class name of the model.
         columns: statistics.
@@ -39,19 +45,26 @@ class Entry:
     step: int
     written: float
     version: str
+    judged: str
     layers: int
     model: str
     columns: tuple[str, ...]
     problems: tuple[str, ...]
 
 
-@dataclass
-class _Held:
-    """A run in memory, and what it was when it was read."""
+@dataclass(frozen=True)
+class Judgement:
+    """The verdicts on a run that were logged last.
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    version: str = ""
-    history: History = field(default_factory=History)
+    Attributes:
+        verdicts: None where there are none, or none that can be read.
+        findings: those in them.
+        problems: what cannot be read.
+    """
+
+    verdicts: Verdicts | None = None
+    findings: tuple[Finding, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
 class Source:
@@ -59,46 +72,106 @@ class Source:
 
     def __init__(self, data: Any) -> None:
         self._data = data
-        self._held: OrderedDict[tuple[str, str], _Held] = OrderedDict()
-        self._lock = threading.Lock()  # TensorBoard answers each request on a thread of its own
+        self._entries: Held[Entry] = Held()
+        self._histories: Held[History] = Held(HELD)
+        self._judgements: Held[Judgement] = Held()
 
     def entries(self, context: Any, experiment: str) -> list[Entry]:
         """All runs that hold something of bpkit's, by name."""
-        found = self._data.list_tensors(context, experiment_id=experiment, plugin_name=PLUGIN)
-        return [_entry(name, tags) for name, tags in sorted(found.items())]
+        return [
+            self._entries.get((experiment, name), _version(tags), partial(_entry, name, tags))
+            for name, tags in sorted(self._list(context, experiment).items())
+        ]
 
     def history(self, context: Any, experiment: str, run: str) -> History:
-        """What a run has logged.
+        """The samples of a run.
 
         Raises:
             BpkitError: there is no such run.
         """
-        wanted = provider.RunTagFilter(runs=[run])
-        asked = {"experiment_id": experiment, "plugin_name": PLUGIN, "run_tag_filter": wanted}
-        tags = self._data.list_tensors(context, **asked).get(run)
+        tags = self._tags(context, experiment, run)
+        problems: list[str] = []
+
+        def read() -> History:
+            layouts = list(_layouts(tags, LAYERS, problems))
+            size = sum(4 * len(layout.layers) * len(layout.columns) for _, layout in layouts)
+            most = min(SAMPLES, max(2, READ // max(1, size)))
+            data = self._read(context, experiment, [run], [tag for tag, _ in layouts], most).get(run, {})
+            parts = [_part(tag, layout, data.get(tag, ()), problems) for tag, layout in layouts]
+            return merged(parts, problems)
+
+        return self._histories.get((experiment, run), _version(tags, LAYERS), read)
+
+    def histogram(self, context: Any, experiment: str, run: str, layer: str) -> tuple[int, Array] | None:
+        """The step and the counts in `record.BINS` that were logged last of a layer, None without any.
+
+        Raises:
+            BpkitError: there is no such run.
+        """
+        tags = self._tags(context, experiment, run)
+        for tag, layout in reversed(list(_layouts(tags, HISTOGRAMS, []))):
+            if layer in layout.layers and layout.columns == BINS:
+                data = self._read(context, experiment, [run], [tag], 1).get(run, {})
+                part = _part(tag, layout, data.get(tag, ()), [])
+                if part.steps:
+                    return part.steps[-1], part.values[-1][layout.layers.index(layer)]
+        return None
+
+    def judgement(self, context: Any, experiment: str, run: str) -> Judgement:
+        """The verdicts on a run.
+
+        Raises:
+            BpkitError: there is no such run.
+        """
+        return self._judged(context, experiment, {run: self._tags(context, experiment, run)})[run]
+
+    def judgements(self, context: Any, experiment: str) -> Mapping[str, Judgement]:
+        """The verdicts on all runs, by name."""
+        return self._judged(context, experiment, self._list(context, experiment))
+
+    def _judged(self, context: Any, experiment: str, runs: Mapping[str, Tags]) -> Mapping[str, Judgement]:
+        held = {run: ((experiment, run), _version(tags, FINDINGS)) for run, tags in sorted(runs.items())}
+        known = {run: self._judgements.find(*each) for run, each in held.items()}
+        unread = [run for run, found in known.items() if found is None]
+        data = self._read(context, experiment, unread, [FINDINGS], 1) if unread else {}  # one call for all
+        return {
+            run: found
+            or self._judgements.get(*held[run], partial(_judgement, data.get(run, {}).get(FINDINGS, ())))
+            for run, found in known.items()
+        }
+
+    def _list(self, context: Any, experiment: str, run: str | None = None) -> Mapping[str, Tags]:
+        wanted = provider.RunTagFilter(runs=None if run is None else [run])
+        found: Mapping[str, Tags] = self._data.list_tensors(
+            context, experiment_id=experiment, plugin_name=PLUGIN, run_tag_filter=wanted
+        )
+        return found
+
+    def _tags(self, context: Any, experiment: str, run: str) -> Tags:
+        tags = self._list(context, experiment, run).get(run)
         if not tags:
             raise BpkitError(f"no run {run!r} that bpkit has watched")
-        held = self._hold(experiment, run)
-        with held.lock:  # the page asks for several things at once, and one reading serves them all
-            version = _version(tags)
-            if held.version != version:
-                data = self._data.read_tensors(context, downsample=SAMPLES, **asked)
-                held.history = _history(tags, data.get(run, {}))
-                held.version = version
-            return held.history
+        return tags
 
-    def _hold(self, experiment: str, run: str) -> _Held:
-        with self._lock:
-            held = self._held.setdefault((experiment, run), _Held())
-            self._held.move_to_end((experiment, run))
-            while len(self._held) > HELD:
-                self._held.popitem(last=False)
-        return held
+    def _read(
+        self, context: Any, experiment: str, runs: Iterable[str], tags: Iterable[str], most: int
+    ) -> Mapping[str, Mapping[str, Sequence[Any]]]:
+        """At most so many samples of each tag, the last among them."""
+        found: Mapping[str, Mapping[str, Sequence[Any]]] = self._data.read_tensors(
+            context,
+            experiment_id=experiment,
+            plugin_name=PLUGIN,
+            downsample=most,
+            run_tag_filter=provider.RunTagFilter(runs=list(runs), tags=list(tags)),
+        )
+        return found
 
 
-def _version(tags: Mapping[str, Any]) -> str:
+def _version(tags: Tags, name: str = "") -> str:
     return ";".join(
-        f"{tag}@{tags[tag].max_step}/{tags[tag].max_wall_time}" for tag in sorted(tags, key=_number)
+        f"{tag}@{tags[tag].max_step}/{tags[tag].max_wall_time}"
+        for tag in sorted(tags, key=_number)
+        if not name or _number(tag)[0] == name
     )
 
 
@@ -108,7 +181,7 @@ def _number(tag: str) -> tuple[str, int]:
     return (name, int(number)) if number.isdecimal() else (tag, 1)
 
 
-def _layouts(tags: Mapping[str, Any], name: str, problems: list[str]) -> Iterator[tuple[str, Layout]]:
+def _layouts(tags: Tags, name: str, problems: list[str]) -> Iterator[tuple[str, Layout]]:
     """The tags of that name or continued under it, with their layouts, the earliest first."""
     for tag in sorted(tags, key=_number):
         if _number(tag)[0] == name:
@@ -118,7 +191,7 @@ def _layouts(tags: Mapping[str, Any], name: str, problems: list[str]) -> Iterato
                 problems.append(f"{tag} is left out: {error}")
 
 
-def _entry(name: str, tags: Mapping[str, Any]) -> Entry:
+def _entry(name: str, tags: Tags) -> Entry:
     problems: list[str] = []
     layouts = [layout for _, layout in _layouts(tags, LAYERS, problems)]
     latest = layouts[-1] if layouts else Layout((), (), ())
@@ -127,6 +200,7 @@ def _entry(name: str, tags: Mapping[str, Any]) -> Entry:
         step=max(each.max_step for each in tags.values()),
         written=max(each.max_wall_time for each in tags.values()),
         version=_version(tags),
+        judged=_version(tags, FINDINGS),
         layers=len(latest.layers),
         model=latest.model,
         columns=tuple(dict.fromkeys(column for layout in layouts for column in layout.columns)),
@@ -134,37 +208,20 @@ def _entry(name: str, tags: Mapping[str, Any]) -> Entry:
     )
 
 
-def _history(tags: Mapping[str, Any], data: Mapping[str, Sequence[Any]]) -> History:
-    problems: list[str] = []
-    return merged(
-        list(_parts(tags, data, LAYERS, problems)),
-        [part for part in _parts(tags, data, HISTOGRAMS, problems) if part.layout.columns == BINS],
-        _verdicts(data.get(FINDINGS, ()), problems),
-        problems,
-    )
+def _part(tag: str, layout: Layout, samples: Sequence[Any], problems: list[str]) -> Part:
+    shape = (len(layout.layers), len(layout.columns))
+    fit = [each for each in samples if each.numpy.shape == shape]
+    if len(fit) < len(samples):
+        problems.append(f"{len(samples) - len(fit)} samples of {tag} are left out: not of its layout")
+    values: list[Array] = [each.numpy.astype(np.float32, copy=False) for each in fit]
+    return Part(layout, [int(each.step) for each in fit], values)
 
 
-def _parts(
-    tags: Mapping[str, Any], data: Mapping[str, Sequence[Any]], name: str, problems: list[str]
-) -> Iterator[Part]:
-    for tag, layout in _layouts(tags, name, problems):
-        shape = (len(layout.layers), len(layout.columns))
-        samples = data.get(tag, ())
-        fit = [each for each in samples if each.numpy.shape == shape]
-        if len(fit) < len(samples):
-            problems.append(f"{len(samples) - len(fit)} samples of {tag} are left out: not of its layout")
-        values: list[Array] = [each.numpy.astype(np.float32, copy=False) for each in fit]
-        yield Part(layout, [int(each.step) for each in fit], values)
-
-
-def _verdicts(data: Sequence[Any], problems: list[str]) -> Verdicts | None:
+def _judgement(data: Sequence[Any]) -> Judgement:
     if not data:
-        return None
+        return Judgement()
     try:
         verdicts = Verdicts.from_json(bytes(data[-1].numpy.reshape(-1)[0]))
-        for each in verdicts.findings:
-            Finding.from_mapping(each)
+        return Judgement(verdicts, tuple(map(Finding.from_mapping, verdicts.findings)))
     except (ValueError, TypeError, IndexError) as error:
-        problems.append(f"{FINDINGS} is left out: {error}")
-        return None
-    return verdicts
+        return Judgement(problems=(f"{FINDINGS} is left out: {error}",))

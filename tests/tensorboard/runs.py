@@ -26,7 +26,7 @@ def finding(kind: str, layers: Sequence[str], step: int, last_step: int, severit
         "step": step,
         "last_step": last_step,
         "evidence": {"slope": -1.5},
-        "advice": f"look at {layers[0]}",
+        "advice": f"look at {layers[0] if layers else 'the rate'}",
     }
 
 

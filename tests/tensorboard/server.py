@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,11 @@ class Tab:
         return json.loads(response.text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
     def map(self, name: str, statistic: str = "gradient norm", **parameters: Any) -> Mapping[str, Any]:
-        answer = dict(self.ask("/map", run=name, statistic=statistic, **parameters))
-        cells = np.frombuffer(base64.b64decode(answer["cells"]), "<f4")
+        response = self.get("/map", run=name, statistic=statistic, **parameters)
+        assert response.status_code == 200, response.text
+        (length,) = struct.unpack_from("<I", response.data)
+        answer = dict(json.loads(response.data[4 : 4 + length]))
+        cells = np.frombuffer(response.data, "<f4", offset=4 + length)
         answer["cells"] = cells.reshape(len(answer["rows"]) - 1, len(answer["steps"]))
         return answer
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
 from bpkit.tensorboard import Writer, answers
 from bpkit.tensorboard.cells import cells
-from bpkit.tensorboard.history import History
+from bpkit.tensorboard.history import Part, merged
 from bpkit.tensorboard.record import ABSENT, LAYERS
 from tests.tensorboard.runs import layout, run
 from tests.tensorboard.server import Tab, sample
@@ -98,12 +98,33 @@ def test_a_mean_of_both_signs_is_no_geometric_one() -> None:
 
 
 def test_no_answer_is_larger_than_its_bound() -> None:
-    layers = tuple(f"l{i}" for i in range(900))
-    values = np.ones((500, 900, 1), np.float32)
-    history = History(layers, layers, ("gain",), np.arange(500), values)
-    answer = answers.heat_map(history, "gain", rows=10**9, columns=10**9)
+    plan = layout([f"l{i}" for i in range(900)], ["gain"])
+    history = merged([Part(plan, range(500), np.ones((500, 900, 1), np.float32))])
+    answer, found = answers.heat_map(history, "gain", rows=10**9, columns=10**9)
     assert (len(answer["rows"]), len(answer["steps"])) == (401, 400)
-    assert len(base64.b64decode(answer["cells"])) == 4 * 400 * 400
+    assert found.shape == (400, 400)
+
+
+class Seen(np.ndarray[Any, Any]):
+    """An array that tells what was taken of it."""
+
+    taken: ClassVar[list[Any]] = []
+
+    def __getitem__(self, place: Any) -> Any:
+        self.taken.append(place)
+        return np.asarray(self)[place]
+
+    def __array_finalize__(self, whole: Any) -> None:
+        assert whole is None or whole.size == self.size, "a part was taken in another way"
+
+
+def test_of_all_statistics_only_the_one_that_is_asked_for_is_touched() -> None:
+    columns = [f"statistic {i}" for i in range(20)]
+    samples = [np.full((3, 20), step, np.float32).view(Seen) for step in range(4)]
+    history = merged([Part(layout(["a", "b", "c"], columns), range(4), samples)])
+    _, found = answers.heat_map(history, "statistic 7", rows=10, columns=10)
+    assert found.tolist() == [[0, 1, 2, 3]] * 3
+    assert Seen.taken == [(slice(None), 7)] * 4
 
 
 def test_the_scale_follows_the_values(tmp_path: Path) -> None:

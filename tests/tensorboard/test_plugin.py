@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 
-from bpkit.tensorboard import Writer
+from bpkit.tensorboard import Writer, source
 from bpkit.tensorboard.plugin import GradientsPlugin
 from bpkit.tensorboard.record import ABSENT, BINS, FINDINGS, HISTOGRAMS, LAYERS, Verdicts
-from tests.tensorboard.runs import finding, layout, run
+from tests.tensorboard.runs import COLUMNS, finding, layout, run
 from tests.tensorboard.server import Tab, sample
 
 SCRIPT = "<script>alert(1)</script>"
@@ -89,26 +89,83 @@ def test_findings_come_gravest_first(tmp_path: Path) -> None:
     assert (answer["samples"], answer["share"], answer["finished"]) == (1, 0.02, False)
 
 
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
+    """The tags that are read from now on, and how many samples of each."""
+    read, asked = MultiplexerDataProvider.read_tensors, []
+
+    def noted(provider: Any, *arguments: Any, **options: Any) -> Any:
+        asked.append((list(options["run_tag_filter"].tags), options["downsample"]))
+        return read(provider, *arguments, **options)
+
+    monkeypatch.setattr(MultiplexerDataProvider, "read_tensors", noted)
+    return asked
+
+
 def test_a_run_is_read_again_only_when_it_has_grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "a", ["0"], {1: sample(1)}, [])
     tab = Tab(tmp_path)
-    read, times = MultiplexerDataProvider.read_tensors, []
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        times.append(1)
-        return read(*arguments, **options)
-
-    monkeypatch.setattr(MultiplexerDataProvider, "read_tensors", counted)
-    tab.map("a")
-    tab.ask("/findings", run="a")
-    assert len(times) == 1
-    version = tab.ask("/runs")["runs"][0]["version"]
+    asked = reads(monkeypatch)
+    for _ in range(2):
+        tab.map("a")
+        tab.map("a", "dead")
+        tab.ask("/findings", run="a")
+        tab.ask("/verdicts")
+    assert asked == [([LAYERS], 512), ([FINDINGS], 1)]
+    (entry,) = tab.ask("/runs")["runs"]
+    version, judged = entry["version"], entry["judged"]
     with Writer(tmp_path / "a") as writer:
         writer.add_tensor(LAYERS, sample(5), 2, content=layout(["0"]).to_json())
     tab.load()
     assert tab.map("a")["cells"].tolist() == [[1, 5]]
-    assert tab.ask("/runs")["runs"][0]["version"] != version
-    assert len(times) == 2
+    (entry,) = tab.ask("/runs")["runs"]
+    assert (entry["version"] != version, entry["judged"]) == (True, judged)
+    tab.ask("/findings", run="a")
+    assert asked[2:] == [([LAYERS], 512)]
+    with Writer(tmp_path / "a") as writer:
+        writer.add_record(FINDINGS, Verdicts(3).to_json(), 3)
+    tab.load()
+    tab.map("a")
+    tab.ask("/findings", run="a")
+    assert asked[3:] == [([FINDINGS], 1)]
+
+
+def test_histograms_are_read_for_a_layer_alone_and_only_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "a", ["0"], {1: sample(1)})
+    tab = Tab(tmp_path)
+    asked = reads(monkeypatch)
+    tab.map("a")
+    assert asked == [([LAYERS], 512)]
+    tab.ask("/layer", run="a", layer="0")
+    assert asked[1:] == [([HISTOGRAMS], 1)]
+
+
+def test_no_more_of_a_wide_run_is_read_than_the_page_can_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 4 * 3 * len(COLUMNS)
+    run(tmp_path / "a", ["0", "1", "2"], {step: sample(step, 1, 1) for step in range(100)})
+    monkeypatch.setattr(source, "READ", 10 * size)
+    answer = Tab(tmp_path).map("a")
+    assert answer["samples"] == 10
+    assert answer["steps"][-1] == [99, 99]
+    monkeypatch.setattr(source, "READ", 1)
+    assert Tab(tmp_path).map("a")["samples"] == 2  # whatever its width, a first and a last
+
+
+def test_the_verdicts_on_all_runs_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [finding(kind, [SCRIPT], 1, 1, "warning") for kind in ("dead", "noise")]
+    run(tmp_path / SCRIPT.replace("/", ""), [SCRIPT], {1: sample(1)}, found)
+    run(tmp_path / "well", ["0"], {1: sample(1)}, [])
+    run(tmp_path / "unjudged", ["0"], {1: sample(1)})
+    tab = Tab(tmp_path)
+    asked = reads(monkeypatch)
+    assert tab.ask("/verdicts")["verdicts"] == [
+        {"run": SCRIPT.replace("/", ""), "info": 0, "warning": 2, "critical": 0},
+        {"run": "well", "info": 0, "warning": 0, "critical": 0},
+    ]
+    assert asked == [([FINDINGS], 1)]  # of all of them at once
 
 
 LATER = json.dumps({"version": 99, "layers": ["0"], "classes": ["Linear"], "columns": ["gain"]})
@@ -143,7 +200,8 @@ def test_samples_and_verdicts_of_another_kind_are_left_out_and_said(tmp_path: Pa
     tab = Tab(tmp_path)
     answer = tab.ask("/findings", run="a")
     assert not answer["watched"]
-    samples, verdicts = answer["problems"]
+    (verdicts,) = answer["problems"]
+    (samples,) = tab.map("a", "gain")["problems"]
     assert samples.startswith("1 samples of bpkit/layers are left out")
     assert verdicts.startswith("bpkit/findings is left out")
     assert tab.map("a", "gain")["cells"].tolist() == [[1]]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +11,15 @@ import pytest
 
 from bpkit.tensorboard import Writer
 from bpkit.tensorboard.record import ABSENT
-from tests.tensorboard.process import PATIENCE, TensorBoard, eventually
+from tests.tensorboard.page import FRAME, MAP, NEEDS, api, box, chromium, pixel
+from tests.tensorboard.process import TensorBoard, eventually
 from tests.tensorboard.runs import finding, run, write
 
-api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-INSTALLED = "bpkit" in entry_points(group="tensorboard_plugins").names
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on PATH"),
-    pytest.mark.skipif(not INSTALLED, reason="bpkit is not installed, so TensorBoard does not find it"),
-]
+pytestmark = NEEDS
 
 SCRIPT = "<script>window.top.hacked = window.hacked = 1</script>"
 IMAGE = "<img src=x onerror='window.top.hacked = window.hacked = 1'>"
 LAYERS = ["input", SCRIPT, IMAGE, "output"]
-FRAME = "iframe[src*='name=bpkit']"
 
 
 def values(step: int) -> list[list[float]]:
@@ -51,42 +43,22 @@ def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def board(logdir: Path) -> Iterator[TensorBoard]:
-    board = TensorBoard(logdir)
-    try:
+    with TensorBoard(logdir) as board:
         yield board
-    finally:
-        board.process.terminate()
-        board.process.wait(10)
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"]
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def window(logdir: Path, board: TensorBoard, browser: Any) -> Any:
-    """TensorBoard, opened at the tab while there was no run; what went wrong is in `faults`."""
-    page = browser.new_page(viewport={"width": 1300, "height": 900})
-    page.set_default_timeout(PATIENCE)
-    api.expect.set_options(timeout=PATIENCE)
-    page.faults = []
-    page.on("pageerror", lambda error: page.faults.append(str(error)))
-    page.on("dialog", lambda dialog: page.faults.append(f"dialog {dialog.message}") or dialog.dismiss())
-    page.on("console", lambda said: page.faults.append(said.text) if said.type == "error" else None)
-    eventually(lambda: board.runs() == [])
-    page.goto(f"{board.address}/#bpkit")
-    empty = page.frame_locator(FRAME).locator(".empty")
-    empty.wait_for()
-    page.at_first = empty.inner_text()
-    run(logdir / "sick", LAYERS, {step: values(step) for step in range(1, 6)}, SICK)
-    run(logdir / "well", LAYERS, {step: [[0.1, 0.0]] * 4 for step in range(1, 4)}, [], finished=True)
-    return page
+def window(logdir: Path, board: TensorBoard) -> Iterator[Any]:
+    """TensorBoard, opened at the tab while there was no run."""
+    with chromium() as page:
+        eventually(lambda: board.runs() == [])
+        page.goto(f"{board.address}/#bpkit")
+        empty = page.frame_locator(FRAME).locator(".empty")
+        empty.wait_for()
+        page.at_first = empty.inner_text()
+        run(logdir / "sick", LAYERS, {step: values(step) for step in range(1, 6)}, SICK)
+        run(logdir / "well", LAYERS, {step: [[0.1, 0.0]] * 4 for step in range(1, 4)}, [], finished=True)
+        yield page
 
 
 @pytest.fixture
@@ -95,25 +67,6 @@ def tab(window: Any) -> Any:
     frame = window.frame_locator(FRAME)
     frame.locator(".map canvas").nth(1).wait_for()
     return frame
-
-
-MAP = "section.map:has(h2:text-is('{}'))"
-
-
-def pixel(tab: Any, run: str, x: float, y: float) -> tuple[int, ...]:
-    """The colour at a place of a map, both from 0 to 1."""
-    read = """(canvas, [x, y]) => [...canvas.getContext('2d').getImageData(
-        Math.floor(x * canvas.width), Math.floor(y * canvas.height), 1, 1).data]"""
-    return tuple(tab.locator(f"{MAP.format(run)} .field canvas").evaluate(read, [x, y]))
-
-
-def box(tab: Any, run: str, selector: str) -> list[float]:
-    """Edges of an element within the map: left, top, right, bottom, from 0 to 1."""
-    field = tab.locator(f"{MAP.format(run)} .field").bounding_box()
-    inner = tab.locator(f"{MAP.format(run)} {selector}").bounding_box()
-    left, top = inner["x"] - field["x"], inner["y"] - field["y"]
-    edges = [left, top, left + inner["width"], top + inner["height"]]
-    return [edge / field[("width", "height")[place % 2]] for place, edge in enumerate(edges)]
 
 
 def test_an_empty_directory_says_what_to_do_until_there_are_runs(window: Any, tab: Any) -> None:
@@ -216,8 +169,9 @@ def test_the_cell_under_the_mouse_says_its_value(window: Any, tab: Any) -> None:
 def test_a_click_on_a_layer_shows_its_curves_and_histogram(tab: Any) -> None:
     tab.locator(f"{MAP.format('sick')} .names button").nth(2).click()
     panel = tab.locator(".layer")
+    latest = "the latest logged; earlier ones are not shown"
     api.expect(panel.locator("figcaption")).to_have_text(
-        ["|∂L/∂W| at step 5", "|∂L/∂W| at step 3", "gradient norm", "dead"]
+        [f"|∂L/∂W| at step 5{latest}", f"|∂L/∂W| at step 3{latest}", "gradient norm", "dead"]
     )
     curves = panel.locator("figure").nth(2)
     assert curves.locator(".curve").count() == 2  # one a run

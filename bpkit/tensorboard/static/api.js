@@ -4,18 +4,22 @@ async function ask(address, parameters = {}) {
   const url = new URL(`./${address}`, import.meta.url);
   url.search = new URLSearchParams(parameters);
   const response = await fetch(url);
+  if (response.ok) return response;
   const answer = await response.json().catch(() => ({ error: `${address}: ${response.status}` }));
-  if (!response.ok) throw new Error(answer.error ?? response.statusText);
-  return answer;
+  throw new Error(answer.error ?? response.statusText);
 }
 
-export const fetchRuns = async () => (await ask("runs")).runs;
-export const fetchFindings = (run) => ask("findings", { run });
-export const fetchLayer = (run, layer) => ask("layer", { run, layer });
+const json = async (...asked) => (await ask(...asked)).json();
 
-/** A map whose `cells` are a Float32Array, row by row. */
+export const fetchRuns = async () => (await json("runs")).runs;
+export const fetchVerdicts = async () => (await json("verdicts")).verdicts;
+export const fetchFindings = (run) => json("findings", { run });
+export const fetchLayer = (run, layer) => json("layer", { run, layer });
+
+/** A map whose `cells` are a Float32Array, row by row. They follow the JSON text, whose length comes first. */
 export async function fetchMap(run, query) {
-  const map = await ask("map", { run, ...query });
-  const bytes = Uint8Array.from(atob(map.cells), (character) => character.charCodeAt(0));
-  return { ...map, cells: new Float32Array(bytes.buffer) };
+  const held = await (await ask("map", { run, ...query })).arrayBuffer();
+  const length = new DataView(held).getUint32(0, true);
+  const told = JSON.parse(new TextDecoder().decode(new Uint8Array(held, 4, length)));
+  return { ...told, cells: new Float32Array(held, 4 + length) };
 }

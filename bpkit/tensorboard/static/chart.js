@@ -6,6 +6,8 @@ import { h, short, styled, svg } from "./dom.js";
 const [WIDE, TALL] = [280, 118];
 const EDGE = { left: 46, right: 10, top: 10, bottom: 18 };
 
+const LATEST = "the latest logged; earlier ones are not shown";
+
 const numbers = (values) => values.map((value) => (value === null ? null : Number(value.replace?.("inf", "Infinity") ?? value)));
 
 function frame(title, label, ...inside) {
@@ -81,6 +83,6 @@ export function histogram(run, colour, { step, bins, counts }) {
   const ends = [text(EDGE.left + each / 2, TALL - 5, "end", "0"), text(WIDE - 2, TALL - 5, "end", "not finite")];
   const largest = text(EDGE.left - 4, EDGE.top + 4, "end", short(most));
   const line = axes("", "");
-  const title = h("span", {}, styled(h("i", { class: "dot" }), { background: colour }), `|∂L/∂W| at step ${step}`);
+  const title = h("span", {}, styled(h("i", { class: "dot" }), { background: colour }), `|∂L/∂W| at step ${step}`, h("small", {}, LATEST));
   return frame(title, `Histogram of the gradients of ${run} at step ${step}`, ...line, largest, ...decades, ...ends, ...bars);
 }

@@ -4,8 +4,7 @@ const VIRIDIS = ["440154", "482878", "3e4989", "31688e", "26828e", "1f9e89", "35
 const PUOR = ["2d004b", "542788", "8073ac", "b2abd2", "e4e2ec", "f7f7f7", "fbe3c4", "fdb863", "e08214", "b35806", "7f3b08"];
 const DECADES = 16; // of a logarithmic scale at most: below lies what float32 rounds away beside the largest
 
-/** Lines and badges of runs (Okabe and Ito). */
-export const RUNS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
+const ROUNDED = 1e-6; // decades that float32 may be away from a power of ten
 
 export const ZERO = [150, 150, 150];
 export const NAN = [204, 31, 58];
@@ -60,7 +59,7 @@ export class Scale {
   /** Values that the legend writes. */
   ticks() {
     if (this.kind !== "log") return [0, 1, 2, 3, 4].map((part) => this.low + (part / 4) * (this.high - this.low));
-    const [first, last] = [Math.ceil(Math.log10(this.low) - 1e-9), Math.floor(Math.log10(this.high) + 1e-9)];
+    const [first, last] = [Math.ceil(Math.log10(this.low) - ROUNDED), Math.floor(Math.log10(this.high) + ROUNDED)];
     const every = Math.max(1, Math.ceil((last - first) / 4));
     const decades = [];
     for (let decade = first; decade <= last; decade += every) decades.push(Number(`1e${decade}`));

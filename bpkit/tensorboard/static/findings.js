@@ -1,13 +1,16 @@
 // Findings of the runs that are shown, as a list whose items mark their place on the map.
 
 import { count, h, styled } from "./dom.js";
-
-const SIGN = { critical: "✖", warning: "▲", info: "●" };
+import { SIGN } from "./verdict.js";
 
 export class Findings {
-  /** `onMark(run, finding)` is called with what is to be outlined, with nulls when nothing is. */
-  constructor(onMark) {
+  /**
+   * `onMark(run, finding)` is called with what is to be outlined, with nulls when nothing is, and
+   * `onChoose(run)` when a finding of that run has been chosen.
+   */
+  constructor(onMark, onChoose) {
     this.onMark = onMark;
+    this.onChoose = onChoose;
     this.pinned = null;
     this.items = new Map();
     this.list = h("div", { class: "findings" });
@@ -42,7 +45,7 @@ export class Findings {
   }
 
   item(run, finding) {
-    const key = `${run.name}\n${finding.kind}`;
+    const key = keyOf(run.name, finding);
     const button = h(
       "button",
       { type: "button", class: `finding ${finding.severity}`, "aria-pressed": "false", "data-key": key },
@@ -59,9 +62,17 @@ export class Findings {
     button.addEventListener("click", () => {
       this.pinned = this.pinned === key ? null : key;
       this.restore();
+      if (this.pinned) this.onChoose(run.name);
     });
     this.items.set(key, { button, run: run.name, finding });
     return h("li", {}, button);
+  }
+
+  /** Choose a finding from elsewhere, and bring it into sight. */
+  choose(run, finding) {
+    this.pinned = keyOf(run, finding);
+    this.restore();
+    this.items.get(this.pinned)?.button.scrollIntoView({ block: "nearest" });
   }
 
   /** Outline what is pinned, or nothing. */
@@ -71,6 +82,8 @@ export class Findings {
     this.onMark(held?.run ?? null, held?.finding ?? null);
   }
 }
+
+const keyOf = (run, finding) => `${run}\n${finding.kind}`;
 
 function verdict({ watched, samples, step, finished, findings }) {
   if (!watched) return "No verdict has been written yet.";

@@ -11,7 +11,8 @@ function swatch(text, paint) {
   return h("span", { class: "swatch" }, canvas, text);
 }
 
-export function legend(statistic, scale, binned) {
+/** `notes` are lines about this map, or none. */
+export function legend(statistic, scale, notes) {
   const bar = styled(h("div", { class: "bar" }), { background: scale.gradient() });
   const ticks = scale.ticks().map((value) =>
     styled(h("span", { class: "tick" }, short(value)), { left: `${100 * scale.place(value)}%` }),
@@ -24,6 +25,6 @@ export function legend(statistic, scale, binned) {
     swatch("NaN", (pen) => hatch(pen, NAN, false)),
     swatch("infinite", (pen) => hatch(pen, INF, true)),
     swatch("blank: not measured", () => "transparent"),
-    binned ? h("span", { class: "kind" }, binned) : null,
+    ...notes.map((note) => h("span", { class: "kind" }, note)),
   ].filter(Boolean);
 }

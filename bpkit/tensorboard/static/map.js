@@ -2,7 +2,8 @@
 
 import { INF, NAN, hatch } from "./colours.js";
 import { count, h, short, styled, svg, tail } from "./dom.js";
-import { outlines } from "./marks.js";
+import { gutters, marks, outlines } from "./marks.js";
+import { badge } from "./verdict.js";
 
 const TALL = 560; // pixels that the rows share
 const ROW = 22; // pixels of a row at most
@@ -11,18 +12,26 @@ const BESIDE = 230; // pixels that names and margins take of the width at most
 const LABEL = 14; // pixels that a label needs
 
 export class HeatMap {
-  constructor(onLayer) {
+  /** `onLayer(names)` is called with the layers of a row, `onFinding(run, finding)` with a mark's. */
+  constructor(onLayer, onFinding) {
     this.onLayer = onLayer;
+    this.onFinding = onFinding;
     this.heading = h("h2");
+    this.verdict = h("span", { class: "verdicts" });
+    this.legend = h("div", { class: "legend", hidden: true });
     this.note = h("p", { class: "note" });
     this.names = h("div", { class: "names" });
     this.canvas = h("canvas", { tabindex: "0", role: "application" });
     this.marks = svg("svg", { class: "marks", "aria-hidden": "true" });
+    this.beside = svg("svg", { class: "gutter", "aria-hidden": "true" }); // the list of findings says the same
+    this.below = svg("svg", { class: "gutter below", "aria-hidden": "true" });
     this.steps = h("div", { class: "steps", "aria-hidden": "true" });
     this.tip = h("div", { class: "tip", role: "status", hidden: true });
     this.field = h("div", { class: "field" }, this.canvas, this.marks, this.tip);
-    this.plot = h("div", { class: "plot" }, this.names, this.field, this.steps);
-    this.element = h("section", { class: "map" }, this.heading, this.note, this.plot);
+    this.plot = h("div", { class: "plot" }, this.names, this.field, this.beside, this.below, this.steps);
+    this.problems = h("div");
+    const head = h("header", {}, this.heading, this.verdict);
+    this.element = h("section", { class: "map" }, head, this.note, this.problems, this.legend, this.plot);
     this.cursor = null;
     this.canvas.addEventListener("mousemove", (event) => this.point(this.cellAt(event)));
     this.canvas.addEventListener("mouseleave", () => this.point(null));
@@ -36,7 +45,8 @@ export class HeatMap {
     return { rows: TALL, columns: Math.max(50, this.element.clientWidth - BESIDE) };
   }
 
-  show(run, map, scale) {
+  /** `legend` are elements, none where the page has one for all maps. */
+  show(run, map, scale, findings, legend) {
     Object.assign(this, { run, map, scale });
     const [rows, columns] = [map.rows.length - 1, map.steps.length];
     const blank = rows === 0 || columns === 0;
@@ -53,13 +63,23 @@ export class HeatMap {
         ? "No sample yet."
         : "No layer of this name."
       : what.filter(Boolean).join(" · ") + (map.measured ? "" : ` · ${map.statistic} was not measured`);
+    const unsaid = map.problems.filter((problem) => !run.problems.includes(problem));
+    this.problems.replaceChildren(...unsaid.map((problem) => h("p", { class: "problem" }, problem)));
+    this.legend.hidden = blank || !legend.length;
+    this.legend.replaceChildren(...legend);
     if (blank) return;
     const tall = Math.round(rows * Math.min(ROW, TALL / rows));
     styled(this.field, { height: `${tall}px` });
     styled(this.names, { height: `${tall}px` });
+    const { beside, below } = gutters(findings);
+    styled(this.beside, { width: `${beside}px`, height: `${tall}px` });
+    styled(this.below, { height: `${below}px` });
     this.nameRows(tall / rows);
     this.size = { wide: this.field.clientWidth, tall }; // as wide as the names leave it
     this.nameSteps();
+    const drawn = marks(map, findings, this.size, (finding) => this.onFinding(run.name, finding));
+    this.beside.replaceChildren(...drawn.layers);
+    this.below.replaceChildren(...drawn.steps);
     this.canvas.setAttribute(
       "aria-label",
       `${map.statistic} of ${count(map.layers.length, "layer")} over ${count(map.samples, "sample")} of ` +
@@ -96,11 +116,10 @@ export class HeatMap {
     main.imageSmoothingEnabled = false;
     main.drawImage(small, 0, 0, wide, tall);
     const marked = [hatch(main, NAN, false), hatch(main, INF, true)];
-    for (const index of special) {
-      const [row, column] = [Math.floor(index / columns), index % columns];
-      main.fillStyle = marked[Number.isNaN(cells[index]) ? 0 : 1];
-      const [left, top] = [Math.floor((column * wide) / columns), Math.floor((row * tall) / rows)];
-      const [right, bottom] = [Math.ceil(((column + 1) * wide) / columns), Math.ceil(((row + 1) * tall) / rows)];
+    for (const { row, first, last, nan } of stretches(cells, special, columns)) {
+      main.fillStyle = marked[nan ? 0 : 1];
+      const [left, top] = [Math.floor((first * wide) / columns), Math.floor((row * tall) / rows)];
+      const [right, bottom] = [Math.ceil(((last + 1) * wide) / columns), Math.ceil(((row + 1) * tall) / rows)];
       main.fillRect(left, top, right - left, bottom - top);
     }
   }
@@ -182,8 +201,30 @@ export class HeatMap {
     this.point({ row, column: Math.min(this.map.steps.length - 1, Math.max(0, at.column + step[1])) });
   }
 
+  /** Write the verdict on the run, findings by severity, beside its name. */
+  judge(verdict) {
+    this.verdict.replaceChildren(...[badge(verdict)].filter(Boolean));
+  }
+
+  /** Bring what is outlined into sight. */
+  reveal() {
+    this.marks.querySelector(".outline")?.scrollIntoView({ block: "nearest" });
+  }
+
   /** Outline the layers and steps of a finding; null takes the outline away. */
   mark(finding) {
     this.marks.replaceChildren(...(finding && !this.plot.hidden ? outlines(this.map, finding, this.size) : []));
   }
+}
+
+/** Cells that are not finite, by stretches of one kind in a row: a run that has diverged has little else. */
+function stretches(cells, special, columns) {
+  const found = [];
+  for (const index of special) {
+    const [row, column, nan] = [Math.floor(index / columns), index % columns, Number.isNaN(cells[index])];
+    const before = found.at(-1);
+    if (before?.row === row && before.last === column - 1 && before.nan === nan) before.last = column;
+    else found.push({ row, first: column, last: column, nan });
+  }
+  return found;
 }
