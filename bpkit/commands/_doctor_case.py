@@ -114,11 +114,16 @@ class Case:
             layout = series[-1].layout
             parts += [plain(layout.model), counted(len(layout.layers), "module")]
         parts.append(counted(self.run.sampled, "sample"))
+        return "; ".join(filter(None, (*parts, self.cost)))
+
+    @property
+    def cost(self) -> str:
+        """What watching took; empty for a run that does not say."""
         verdicts = self.run.verdicts
-        if verdicts:
-            seconds, share = float(verdicts.seconds), float(verdicts.share)  # "NaN" may stand there
-            parts.append(f"watching took {seconds:.2g} s, {share:.1%} of the time")
-        return "; ".join(filter(None, parts))
+        if not verdicts:
+            return ""
+        seconds, share = float(verdicts.seconds), float(verdicts.share)  # "NaN" may stand there
+        return f"watching took {seconds:.2g} s, {share:.1%} of the time"
 
     def picture(self) -> str:
         """The last gradient norms by depth; empty if there are none."""

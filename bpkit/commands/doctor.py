@@ -99,7 +99,7 @@ def _some(names: Collection[str]) -> str:
 def _print(case: Case) -> None:
     """One line for a healthy run; else a header, the picture by depth, and the findings."""
     if not case.findings:
-        _say(case.title, "green")
+        _say("; ".join(filter(None, (case.title, case.cost))), "green")
         return
     _say(case.title, "bold")
     _say(case.circumstances, "dim")

@@ -11,11 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bpkit.core.errors import BpkitError
+
 if TYPE_CHECKING:
     from bpkit.diagnostics.script import Watching
 
 
-@click.command(name="watch", context_settings={"allow_interspersed_args": False})
+class _Watch(click.Command):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Whose an unknown option is, is likely: the script's, which stands after it."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            script = next((each for each in given if each.endswith(".py")), "SCRIPT")
+            raise BpkitError(
+                f"{error.format_message()} Options of the script come after it: "
+                f"bpkit watch {script} {error.option_name} ..."
+            ) from None
+
+
+@click.command(name="watch", cls=_Watch, context_settings={"allow_interspersed_args": False})
 @click.option("-m", "module", is_flag=True, help="SCRIPT is a module, package.train, as for python -m.")
 @click.option("--logdir", type=click.Path(path_type=Path), help="Where the logs go [runs/SCRIPT-N].")
 @click.option("--every", type=click.IntRange(min=1), help="Steps from one sample to the next [10].")
@@ -79,8 +95,6 @@ def _try(settings: dict[str, Any]) -> None:
 
 
 def _usable(logdir: Path) -> Path:
-    from bpkit.core.errors import BpkitError
-
     if logdir.exists() and not logdir.is_dir():
         raise BpkitError(f"--logdir {logdir} is a file, not a directory")
     there = next(each for each in (logdir.absolute(), *logdir.absolute().parents) if each.exists())

@@ -68,6 +68,7 @@ def test_what_is_written_registers_and_lints(kind: str, capsys: pytest.CaptureFi
 
 
 def test_all_kinds_pass_their_own_tests_and_are_listed_as_ok() -> None:
+    """Their types are checked by `.ci/run`, which installs them: mypy reads all of torch for it."""
     assert cli.main(["new-plugin", "bpkit-try", "--kind", ALL]) == 0
     source = install("bpkit-try", "bpkit_try")
     done = run("-m", "bpkit", "-p", "bpkit-try", "plugins", path=source)
@@ -81,10 +82,6 @@ def test_all_kinds_pass_their_own_tests_and_are_listed_as_ok() -> None:
     tests = ["-m", "pytest", "-q", *own, "-p", "no:cacheprovider", "--rootdir", "bpkit-try", "bpkit-try"]
     done = run(*tests, path=source)
     assert done.returncode == 0, done.stdout
-    if importlib.util.find_spec("mypy"):
-        config = ["--config-file", "bpkit-try/pyproject.toml", "--cache-dir", "cache"]
-        done = run("-m", "mypy", *config, "bpkit-try/src", "bpkit-try/tests", path=Path())
-        assert done.returncode == 0, done.stdout
 
 
 def test_the_readme_has_the_guide_and_every_kind_asked_for() -> None:

@@ -15,6 +15,7 @@ from types import ModuleType, TracebackType
 
 from bpkit.core.errors import BpkitError, nearest
 
+SHOWN = 5  # names that a line about a missing file still shows
 INTERRUPTED = 130  # what a shell shows of a process that Ctrl-C ended
 
 
@@ -142,14 +143,19 @@ def _is_python(path: Path) -> bool:
 def _hint(path: Path) -> str:
     if not path.parent.is_dir():
         return f", nor a directory {path.parent}"
-    close = nearest(path.name, [each.name for each in path.parent.glob("*.py")])
+    there = sorted(each.name for each in path.parent.glob("*.py"))
+    close = nearest(path.stem, [each.removesuffix(".py") for each in there])
     if close is not None:
-        return f"; did you mean {path.with_name(close)}?"
-    return f"; a module is run by `bpkit watch -m {path}`" if _may_be_module(str(path)) else ""
+        return f"; did you mean {path.with_name(f'{close}.py')}?"
+    if _may_be_module(path):
+        return f"; a module is run by `bpkit watch -m {path}`"
+    more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
+    return f"; {path.parent.absolute()} has {', '.join(there[:SHOWN]) or 'no Python file'}{more}"
 
 
-def _may_be_module(name: str) -> bool:
-    return "." in name and all(part.isidentifier() for part in name.split("."))
+def _may_be_module(path: Path) -> bool:
+    parts = str(path).split(".")
+    return len(parts) > 1 and path.suffix != ".py" and all(part.isidentifier() for part in parts)
 
 
 def _find_module(name: str) -> None:
