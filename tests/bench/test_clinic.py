@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from bpkit.bench.clinic import report
-from bpkit.bench.clinic.case import Case, Part, Recipe, adam, named, nearer_input
+from bpkit.bench.clinic.case import Case, Part, Recipe, adam, named, nearer_input, owners
 from bpkit.bench.clinic.data import available, load
-from bpkit.bench.clinic.harness import Job, Outcome, plan, run_case
+from bpkit.bench.clinic.harness import Job, Outcome, names_place, plan, run_case
 from bpkit.bench.clinic.loop import batches
 from bpkit.bench.clinic.networks import mlp
 from bpkit.bench.clinic.observers import PEERS, Fixed, Nothing, Verdict, Watched, contender
@@ -140,8 +141,8 @@ def outcome(case: Case, *verdicts: Verdict) -> Outcome:
 
 
 def test_a_found_fault() -> None:
-    early, other = verdict("stuck", 4, "0"), verdict("dead", 6, "2")
-    found = outcome(broken(), early, other, verdict("plateau", 15, "0", "2"), verdict("stuck", 9, "0"))
+    early, other = verdict("stuck", 4, "0"), verdict("dead", 6, "0")
+    found = outcome(broken(), early, other, verdict("plateau", 15), verdict("stuck", 9, "2"))
     assert [each.step for each in found.found] == [15, 9]  # what came before the fault was no finding of it
     assert (found.valid, found.placed, found.delay) == (True, True, 4)
     assert score([found]).detection == 1.0
@@ -161,9 +162,35 @@ def test_a_fault_at_the_wrong_layer() -> None:
     assert complaints([found])[0].startswith("wrong layer")
 
 
-def test_the_whole_model_is_a_place_where_every_layer_is_right() -> None:
-    assert outcome(broken(layers=named("*")), verdict("stuck", 5)).placed is True
-    assert outcome(broken(), verdict("stuck", 5)).placed is False
+@pytest.mark.parametrize(
+    ("named", "right"),
+    [
+        ([""], False),  # the whole model is no place
+        (["b"], True),
+        (["b a"], True),
+        (["a b"], False),
+        (["b", "d a"], True),
+        (["b", "a"], False),
+        (["", "b"], True),  # and takes none away
+        (["b a c d e"], False),  # every layer
+        (["b a c d e activation"], False),
+        (["b c", "d a e"], False),
+    ],
+)
+def test_a_place_is_what_each_verdict_names_first_where_not_everything_is_named(
+    named: list[str], right: bool
+) -> None:
+    found = [verdict("dead", 5, *layers.split()) for layers in named]
+    assert names_place(found, right=frozenset("bd"), layers=frozenset("abcde")) is right
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_nobody_names_a_place_by_naming_all_of_it(part: Part) -> None:
+    for case in cases(part):
+        if case.layers is not None:
+            model = case.recipe.model(case.recipe.shape(load("digits", None)))
+            everything = verdict("dead", 1, *(name for name, _ in model.named_modules()))
+            assert not names_place([everything], frozenset(case.layers(model)), frozenset(owners(model)))
 
 
 def test_a_fault_without_a_place() -> None:
@@ -281,7 +308,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "--json",
         str(written),
     ]
+    level, threads = logging.getLogger("bpkit").level, torch.get_num_threads()
     assert main(asked) == 0
+    assert (logging.getLogger("bpkit").level, torch.get_num_threads()) == (level, threads)
     printed = capsys.readouterr().out
     assert "one layer" in printed
     assert "false alarms" in printed
@@ -292,3 +321,15 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert main(["bench", "clinic", "no such run"]) == 2
     assert main(["bench", "clinic", "one layer", "--against", "nobody"]) == 2
+
+
+@pytest.mark.parametrize(("names", "missed", "code"), [((), 1, 1), ((), 0, 0), (("rest",), 1, 0)])
+def test_the_exit_code_tells_whether_the_bars_are_kept(
+    names: tuple[str, ...], missed: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, silent = outcome(broken(), verdict("stuck", 5, "2")), outcome(broken())
+    outcomes = [replace(found, contender="bpkit")] * 15 + [replace(silent, contender="bpkit")] * missed
+    monkeypatch.setattr("bpkit.bench.clinic.tables.cases", lambda part, has: [broken()])
+    monkeypatch.setattr("bpkit.bench.clinic.harness.plan", lambda *given: outcomes)
+    monkeypatch.setattr("bpkit.bench.clinic.harness.run", lambda jobs, workers: iter(outcomes))
+    assert main(["bench", "clinic", *names]) == code

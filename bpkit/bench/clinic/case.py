@@ -112,7 +112,7 @@ class Case:
         name: of the fault or of the healthy run; one part has each once.
         recipe: how it is trained.
         kinds: the kinds of finding that count as finding the fault; empty for a healthy run.
-        layers: the qualified names that are right; None where no layer is to blame.
+        layers: the qualified names that are right; None where no layer is to blame, or every one.
         at: step at which the fault is put in.
         sound: the recipe without the fault.
         silent: the fault costs nothing that the score shows, such as a layer that is not trained.
@@ -186,9 +186,19 @@ def named(*patterns: str) -> Layers:
     return layers
 
 
+def of_kind(kind: type[nn.Module]) -> Layers:
+    """Modules of a class."""
+    return lambda model: {name for name, each in model.named_modules() if isinstance(each, kind)}
+
+
+def owners(model: nn.Module) -> list[str]:
+    """Modules with parameters of their own, by name."""
+    return [name for name, each in model.named_modules() if list(each.parameters(recurse=False))]
+
+
 def nearer_input(model: nn.Module) -> set[str]:
     """The half of the layers with weights that is nearer to the input, and what stands between them."""
     names = [name for name, _ in model.named_modules()]
-    owners = [name for name, each in model.named_modules() if list(each.parameters(recurse=False))]
-    last = owners[(len(owners) - 1) // 2]
+    weighty = owners(model)
+    last = weighty[(len(weighty) - 1) // 2]
     return set(names[: names.index(last) + 1]) - {""}

@@ -95,9 +95,9 @@ def _exploding(lab: Lab) -> Iterator[Case]:
         model=mlp(depth, width), data=lab.images, optimizer=lab.pick(sgd(0.02, 0.9), adam(1e-3)), bar=0.75
     )
     large = mlp(depth, width, gain=lab.pick(4, 6))
-    yield fault("exploding by large weights", "exploding divergence nonfinite", deep, named("*"), model=large)
+    yield fault("exploding by large weights", "exploding divergence nonfinite", deep, model=large)
     chaotic = mlp(lab.pick(20, 16), width, nn.Tanh, gain=lab.pick(4, 5))
-    yield fault("exploding by chaotic tanh", "exploding saturated", deep, named("*"), model=chaotic)
+    yield fault("exploding by chaotic tanh", "exploding saturated", deep, model=chaotic)
     recurrence = Recipe(
         model=recurrent(nn.GRU, lab.pick(48, 64)),
         shape=lagged(lab.pick(24, 32)),
@@ -125,7 +125,6 @@ def _exploding(lab: Lab) -> Iterator[Case]:
         "exploding in a residual stream",
         "exploding divergence nonfinite",
         stream,
-        named("*"),
         model=residual(lab.pick(24, 18), lab.pick(48, 64), norm=False, gain=math.sqrt(2)),
     )
 

@@ -144,7 +144,6 @@ def _formats(lab: Lab) -> Iterator[Case]:
         "bfloat16 weights round updates away",
         "update_ratio stuck plateau",
         Recipe(model=dense, data=lab.images, optimizer=sgd(2e-3, 0.9), bar=0.6, steps=300, batch=16),
-        named("*"),
         model=wrapped(dense, lambda model: model.bfloat16()),
         shape=lambda task: _rounded(raw(task)),
         optimizer=sgd(lab.pick(1e-3, 2e-3)),

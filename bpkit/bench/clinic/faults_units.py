@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from torch import nn
 from torch.nn import init
 
-from bpkit.bench.clinic.case import ALL, Case, Lab, Optimizer, Recipe, adam, fault, named, sgd
+from bpkit.bench.clinic.case import ALL, Case, Lab, Optimizer, Recipe, adam, fault, named, of_kind, sgd
 from bpkit.bench.clinic.networks import changed, cnn, mlp
 from bpkit.bench.clinic.shapes import images, scaled
 
@@ -49,7 +49,7 @@ def _dead(lab: Lab) -> Iterator[Case]:
     def jump(step: int, steps: int) -> float:
         return lab.pick(200.0, 1000.0) if step == spike else 1.0
 
-    yield fault("dead by a spike", "dead divergence", simple, named("*"), at=spike, rate=jump)
+    yield fault("dead by a spike", "dead divergence", simple, at=spike, rate=jump)
     norm = mlp(3, lab.pick(64, 48), norm=nn.BatchNorm1d)
     shift = changed(norm, bias("1", -12.0))
     yield fault(
@@ -65,7 +65,6 @@ def _saturated(lab: Lab) -> Iterator[Case]:
         "saturation by weights",
         "saturated",
         shallow,
-        named("*"),
         model=mlp(3, width, squash, gain=lab.pick(30, 60)),
     )
     yield fault(
@@ -108,14 +107,12 @@ def _symmetric(lab: Lab) -> Iterator[Case]:
         "hidden layers initialised with zeros",
         "zero vanishing dead disconnected",
         simple,
-        named("*"),
         model=changed(dense, fill(0.0, where, "6")),
     )
     yield fault(
         "constant initialisation",
         "zero mode scale plateau",
         simple,
-        named("*"),
         model=changed(dense, fill(lab.pick(0.02, 0.01), "0", "2", "4")),
     )
 
@@ -135,7 +132,7 @@ def _modes(lab: Lab) -> Iterator[Case]:
         "BatchNorm in eval while training",
         "mode",
         convolution,
-        named("1", "4", "7"),
+        of_kind(nn.BatchNorm2d),
         silent=True,
         before=evaluating,
     )
@@ -149,7 +146,7 @@ def _modes(lab: Lab) -> Iterator[Case]:
         "dropout active in validation",
         "mode",
         drop,
-        named("2", "5", "8"),
+        of_kind(nn.Dropout),
         silent=True,
         evaluate=nn.Module.train,
     )
@@ -157,7 +154,6 @@ def _modes(lab: Lab) -> Iterator[Case]:
         "batches of one with BatchNorm",
         "noise mode divergence plateau dead",
         convolution,
-        named("*"),
         batch=1,
         optimizer=sgd(0.05, 0.9),
         model=cnn(8, 3, norm=nn.BatchNorm2d),

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -23,13 +23,12 @@ from bpkit.bench.clinic.loop import Trained, train
 from bpkit.bench.clinic.observers import Contender, Verdict, contender
 from bpkit.bench.clinic.tables import FIRST_SEED, cases
 
+logger = logging.getLogger("bpkit")
 LOOPS = {"train": train, "gan": train_gan}
 
 # `bpkit.watch`'s share of the time: its default. The first 200 steps, which most runs here end within, are
 # sampled regardless; how many samples there are after them hangs on what else the machine does.
 BUDGET = 0.03
-
-WHOLE = ("",)  # a verdict without layers names the root, which is right where every layer is
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ class Job:
     contender: str
     directory: Path | None = None
     budget: float = BUDGET
-    sound: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Outcome:
         kinds: those that count as finding the fault; empty for a healthy run.
         verdicts: everything said at warning or above.
         found: those of the verdicts that count.
-        placed: whether a found verdict names a right layer; None where no layer is to blame.
+        placed: whether the found verdicts name the place (`names_place`); None where no layer is to blame.
         delay: steps from the fault to the first verdict that counts; None where there is none.
         score: of the trained model on held-out cases.
         valid: whether the run is what its row says: a healthy one learns, a fault does harm.
@@ -80,6 +78,22 @@ class Outcome:
         return not self.kinds
 
 
+def names_place(found: Iterable[Verdict], right: frozenset[str], layers: frozenset[str]) -> bool:
+    """Whether each verdict names a right layer first, which is the one that its reader will look at.
+
+    A verdict without layers is about the whole model, and so are verdicts that together name all of its
+    layers: they name no place.
+
+    Args:
+        found: the verdicts that count.
+        right: the modules that are to blame.
+        layers: all modules with parameters of their own.
+    """
+    placing = [each for each in found if each.layers]
+    named = {layer for each in placing for layer in each.layers}
+    return bool(placing) and not layers <= named and all(each.layers[0] in right for each in placing)
+
+
 def judged(case: Case, trained: Trained, job: Job, seconds: float = 0.0) -> Outcome:
     """Hold what was said against what the case's row has."""
     found = [
@@ -88,7 +102,7 @@ def judged(case: Case, trained: Trained, job: Job, seconds: float = 0.0) -> Outc
     learnt = trained.score >= case.recipe.bar
     placed = None
     if found and case.layers is not None:
-        placed = any(trained.right & set(each.layers or WHOLE) for each in found)
+        placed = names_place(found, trained.right, trained.layers)
     return Outcome(
         case.name,
         job.seed,
@@ -107,8 +121,6 @@ def judged(case: Case, trained: Trained, job: Job, seconds: float = 0.0) -> Outc
 def run_case(case: Case, job: Job, monitor: Contender) -> Outcome:
     """Train and judge; an exception ends the run, not the clinic."""
     start = time.process_time()
-    if job.sound and case.sound is not None:
-        case = replace(case, recipe=case.sound, kinds=frozenset(), layers=None)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -128,7 +140,7 @@ def _known(part: Part, directory: Path | None) -> dict[str, Case]:
 def run_job(job: Job) -> Outcome:
     """A worker's whole task."""
     torch.set_num_threads(1)
-    logging.getLogger("bpkit").setLevel(logging.CRITICAL)
+    logger.setLevel(logging.CRITICAL)  # hundreds of verdicts, all of them in the report
     return run_case(_known(job.part, job.directory)[job.name], job, contender(job.contender, job.budget))
 
 
@@ -153,9 +165,9 @@ def plan(
 def run(jobs: Sequence[Job], workers: int = 1) -> Iterator[Outcome]:
     """The outcomes in the order of the jobs, from spawned workers of one thread each."""
     if workers == 1:
-        threads = torch.get_num_threads()
         with contextlib.ExitStack() as stack:
-            stack.callback(torch.set_num_threads, threads)
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            stack.callback(logger.setLevel, logger.level)
             yield from map(run_job, jobs)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:

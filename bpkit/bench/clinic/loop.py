@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from bpkit.bench.clinic.case import Case, Recipe
+from bpkit.bench.clinic.case import Case, Recipe, owners
 from bpkit.bench.clinic.data import Task, load
 from bpkit.bench.clinic.observers import Contender, Verdict
 
@@ -25,15 +25,14 @@ class Trained:
     Attributes:
         score: on held-out cases; NaN where the model answers with NaN.
         verdicts: what the monitor said.
-        right: the layers that the case blames, by name.
-        first: mean loss of the first five steps, `last` of the last five.
+        right: the modules that the case blames, by name.
+        layers: all modules with parameters of their own.
     """
 
     score: float
     verdicts: Sequence[Verdict]
     right: frozenset[str]
-    first: float
-    last: float
+    layers: frozenset[str]
 
 
 def batches(task: Task, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -75,7 +74,6 @@ def train(case: Case, directory: Path | None, seed: int, contender: Contender) -
     optimizer = recipe.optimizer(model)
     right = frozenset() if case.layers is None else frozenset(case.layers(model))
     observer = contender(model, optimizer)
-    losses: list[Tensor] = []
     rates = [group["lr"] for group in optimizer.param_groups]
     drawn = batches(task, recipe.batch, seed)
     scaler = GradScaler("cpu") if recipe.scaler else None
@@ -85,14 +83,12 @@ def train(case: Case, directory: Path | None, seed: int, contender: Contender) -
         if recipe.before is not None:
             recipe.before(model, optimizer, step)
         loss = _step(recipe, task, model, optimizer, drawn, step, scaler)
-        losses.append(loss)
         observer.loss(loss if "loss" in recipe.tells else None, step)
         if "validation" in recipe.tells and step % VALIDATE == 0:
             observer.validation(held_out(model, task, recipe)[0])
     verdicts = observer.close()
     _, score = held_out(model, task, recipe)
-    history = torch.stack(losses).float()
-    return Trained(score, verdicts, right, history[:5].mean().item(), history[-5:].mean().item())
+    return Trained(score, verdicts, right, frozenset(owners(model)))
 
 
 def _step(
