@@ -7,16 +7,12 @@ budget, are told apart from the long run.
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import logging
 import math
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -26,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import bpkit
+from bpkit.bench.monitors import MONITORS
 from bpkit.bench.networks import ResNet
 
 STRETCH = 20  # steps
@@ -39,11 +35,12 @@ class Row:
 
     Attributes:
         network: which.
-        monitor: `"bpkit"`, `"bpkit, with logs"`, `"wandb"`, `"torchmortem"`.
+        monitor: out of `bpkit.bench.monitors`.
         step: median seconds of a bare step.
         beginning: time of the first 200 steps over that of a bare loop.
-        long_run: the same of the steps after them; NaN for both where the monitor breaks the network.
+        long_run: the same of the steps after them; NaN for both where the monitor breaks the training.
         said: the share of the time that the monitor itself reports, if it does.
+        failed: what it raised, if it did.
     """
 
     network: str
@@ -52,16 +49,34 @@ class Row:
     beginning: float
     long_run: float
     said: float | None = None
+    failed: str = ""
+
+
+def _backward(output: Tensor, target: Tensor) -> Tensor:
+    loss = F.cross_entropy(output, target)
+    loss.backward()
+    return loss
 
 
 @dataclass
-class _Run:
-    """A network in training, with what watches it."""
+class Training:
+    """A network in training, with what watches it.
+
+    Attributes:
+        model: the network.
+        batch: the one that it is trained on.
+        watching: a watch of bpkit's.
+        backward: takes output and target to the loss, whose backward it runs.
+        after: called with the loss behind each step.
+        count: steps so far.
+    """
 
     model: nn.Module
     batch: tuple[Tensor, Tensor]
     watching: Any = None
+    backward: Callable[[Tensor, Tensor], Tensor] = _backward
     after: Callable[[Tensor], object] = lambda loss: None
+    count: int = 0
     seconds: list[float] = field(default_factory=list)
     begun: float = 0.0
     had: float = 0.0
@@ -79,10 +94,10 @@ class _Run:
         self.begun = start = time.perf_counter()
         for _ in range(count):
             self.optimizer.zero_grad()
-            loss = F.cross_entropy(self.model(inputs), target)
-            loss.backward()
+            loss = self.backward(self.model(inputs), target)
             self.optimizer.step()
             self.after(loss)
+            self.count += 1
         seconds = time.perf_counter() - start
         self.had += seconds
         self.seconds.append(seconds / count)
@@ -126,63 +141,16 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def _bpkit(run: _Run, stack: ExitStack, *, logs: bool) -> None:
-    logdir = stack.enter_context(tempfile.TemporaryDirectory()) if logs else None
-    run.watching = stack.enter_context(bpkit.watch(run.model, run.optimizer, logdir=logdir))
-    for schedule in (run.watching.schedule, run.watching.light_schedule):
-        schedule.use(run.clock)
-    run.after = run.watching.loss
-
-
-def _wandb(run: _Run, stack: ExitStack) -> None:
-    import wandb
-
-    os.environ.setdefault("WANDB_SILENT", "true")
-    folder = stack.enter_context(tempfile.TemporaryDirectory())
-    session = wandb.init(mode="offline", dir=folder, project="bench", reinit="create_new")
-    stack.callback(session.finish)
-    session.watch(run.model, log="all", log_freq=50)
-    run.after = lambda loss: session.log({"loss": loss.item()})
-
-
-def _torchmortem(run: _Run, stack: ExitStack) -> None:
-    import torchmortem
-
-    logging.getLogger("torchmortem").setLevel(logging.ERROR)
-    autopsy = torchmortem.Autopsy(run.model, optimizer=run.optimizer)
-    stack.enter_context(redirect_stdout(io.StringIO()))
-    autopsy.attach()
-    stack.callback(autopsy.detach)
-    run.after = lambda loss: autopsy.step(loss=loss.item())
-
-
-MONITORS: dict[str, Callable[[_Run, ExitStack], None]] = {
-    "bpkit": partial(_bpkit, logs=False),
-    "bpkit, with logs": partial(_bpkit, logs=True),
-    "wandb": _wandb,
-    "torchmortem": _torchmortem,
-}
-
-
-def available() -> list[str]:
-    """Monitors that can be measured here: bpkit's, and those of the others that are installed."""
-    return [
-        name for name in MONITORS if name.startswith("bpkit") or importlib.util.find_spec(name) is not None
-    ]
-
-
 def measure(networks: Iterable[str], monitors: Sequence[str], steps: int) -> Iterator[Row]:
     """Rows of each network under each monitor.
 
     Args:
         networks: names out of `NETWORKS`.
-        monitors: names out of `available()`.
+        monitors: names out of `bpkit.bench.monitors.available()`.
         steps: of each loop, in all; the first 200 are the beginning.
     """
     level = logging.getLogger("bpkit").level
-    logging.getLogger("bpkit").setLevel(
-        logging.CRITICAL
-    )  # noise is trained on: verdicts are beside the point
+    logging.getLogger("bpkit").setLevel(logging.CRITICAL)  # on noise, verdicts are beside the point
     try:
         for name in networks:
             yield from _measure(name, monitors, steps)
@@ -194,16 +162,17 @@ def _measure(name: str, monitors: Sequence[str], steps: int) -> Iterator[Row]:
     make, shape = NETWORKS[name]
     generator = torch.Generator().manual_seed(0)
     batch = torch.randn(shape, generator=generator), torch.randint(10, shape[:1], generator=generator)
-    runs = {}
+    runs, failed = {}, {}
     with ExitStack() as stack:
         for monitor in ("bare", *monitors):
             torch.manual_seed(0)
-            runs[monitor] = _Run(make(), batch)
-            if monitor != "bare":
-                MONITORS[monitor](runs[monitor], stack)
+            runs[monitor] = Training(make(), batch)
             try:
+                if monitor != "bare":
+                    MONITORS[monitor](runs[monitor], stack)
                 runs[monitor].steps(1)
-            except RuntimeError:  # its hooks break the network: an in-place activation, say
+            except Exception as error:  # its hooks break the training, or it does not know a layer
+                failed[monitor] = f"{type(error).__name__}: {error}".splitlines()[0]
                 del runs[monitor]
                 continue
             runs[monitor].seconds.clear()
@@ -213,7 +182,7 @@ def _measure(name: str, monitors: Sequence[str], steps: int) -> Iterator[Row]:
     bare, first = runs["bare"].seconds, FIRST // STRETCH
     for monitor in monitors:
         if monitor not in runs:
-            yield Row(name, monitor, statistics.median(bare), math.nan, math.nan)
+            yield Row(name, monitor, statistics.median(bare), math.nan, math.nan, failed=failed[monitor])
             continue
         seconds, watching = runs[monitor].seconds, runs[monitor].watching
         yield Row(
