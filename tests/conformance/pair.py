@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing._internal.common_modules import FunctionInput, ModuleInput
 
-from bpkit.core.graph import name, nodes
+from bpkit.core.graph import name
 from bpkit.core.structure import flatten, tensors
 from bpkit.verification.compare import relative_error
 from tests.conformance.entries import Entry
@@ -175,11 +175,6 @@ def require_tensors(ours: dict[Any, Any], theirs: dict[Any, Any], rtol: float, l
 
 def _has(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.numel() > 0 and tensor.layout is torch.strided
-
-
-def graph(module: nn.Module, given: FunctionInput) -> list[Any]:
-    """The nodes that a forward adds to the graph."""
-    return list(nodes([each for each in call(module, Arguments(given)) if each.requires_grad]))
 
 
 def describe(found: list[Any]) -> str:
