@@ -17,7 +17,7 @@ def against_vanishing(sample: Sample, layers: tuple[str, ...]) -> str:
     """ReLU and He initialisation for squashing activations, another scale for small weights."""
     kinds = Counter(sample.network.between(layers))
     squashing = [kind for kind in kinds if kind in _SQUASHING]
-    span = f"'{layers[0]}' to '{layers[-1]}'" if layers else "the model"
+    span = _span(layers)
     if squashing:
         kind = max(squashing, key=kinds.__getitem__)
         return (
@@ -33,8 +33,9 @@ def against_vanishing(sample: Sample, layers: tuple[str, ...]) -> str:
             "or put normalisation (BatchNorm, LayerNorm) between them"
         )
     return (
-        f"put residual connections or normalisation (BatchNorm, LayerNorm) between {span}; if an activation "
-        "there squashes (sigmoid, tanh), use ReLU with torch.nn.init.kaiming_normal_"
+        f"every layer of {span} shrinks the gradient: put residual connections or normalisation (BatchNorm, "
+        "LayerNorm) there, and in place of an activation that squashes (sigmoid, tanh) ReLU with "
+        "torch.nn.init.kaiming_normal_"
     )
 
 
@@ -45,20 +46,27 @@ def against_exploding(sample: Sample, layers: tuple[str, ...]) -> str:
     """
     classes = dict(sample.network.modules)
     recurrent = [layer for layer in layers if classes.get(layer) in _RECURRENT]
-    clip = "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) before the step"
+    clip = "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)"
     if recurrent:
         return (
-            f"'{recurrent[0]}' multiplies the gradient by one matrix at every time step: {clip}, and start "
-            "its weight_hh with torch.nn.init.orthogonal_"
+            f"'{recurrent[0]}' multiplies the gradient by one matrix at every time step. Clip it before the "
+            f"optimizer's step ({clip}), and start its weight_hh with torch.nn.init.orthogonal_"
         )
     scale = _against_he(sample, layers)
     if scale is not None and scale > 1.4:
         return (
-            f"the weights of {', '.join(repr(layer) for layer in layers[:3])} are {scale:.2g} times "
-            "He's size, so every layer amplifies: initialise with torch.nn.init.kaiming_normal_, or normalise"
-            f" between them; {clip} limits the harm"
+            f"the weights of {_span(layers)} are {scale:.2g} times He's size and amplify the signal: "
+            "initialise with torch.nn.init.kaiming_normal_, or put normalisation (BatchNorm, LayerNorm) "
+            f"between them. Clipping the gradient ({clip}) limits the harm"
         )
-    return f"lower the learning rate tenfold, or warm it up; {clip}"
+    return f"lower the learning rate tenfold or warm it up, and clip the gradient before the step ({clip})"
+
+
+def _span(layers: tuple[str, ...]) -> str:
+    """From the first to the last, in a few words."""
+    if len(layers) < 2:
+        return f"'{layers[0]}'" if layers else "the model"
+    return f"'{layers[0]}' to '{layers[-1]}'"
 
 
 def _against_he(sample: Sample, layers: tuple[str, ...]) -> float | None:

@@ -84,13 +84,12 @@ def _advice(layer: str, sources: tuple[str, ...], fell: bool) -> str:
     source = sources[0] if sources else layer
     if fell:
         return (
-            f"the units of '{source}' died during the run: one step moved them too far. Lower the "
-            f"learning rate or "
-            "warm it up, clip the gradient (torch.nn.utils.clip_grad_norm_), go back to a checkpoint "
-            "from before"
+            f"the units of '{source}' died during the run: a step moved them too far. Lower the learning "
+            "rate or warm it up, clip the gradient (torch.nn.utils.clip_grad_norm_), and go back to a "
+            "checkpoint from before"
         )
     return (
-        f"the units of '{source}' never were above zero: start its bias at 0 and its weights with "
+        f"the dead units of '{source}' were never above zero. Start its bias at 0 and its weights with "
         "torch.nn.init.kaiming_normal_(weight, nonlinearity='relu'), normalise its inputs, or use "
         "LeakyReLU or GELU"
     )

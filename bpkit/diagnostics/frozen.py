@@ -46,16 +46,20 @@ class Frozen(Diagnostic):
             "frozen",
             where,
             {"layers_frozen": len(frozen), "layers_training": len(training)},
-            f"'{where[0]}' requires no gradient while layers before it train: if that is not meant, call "
-            "requires_grad_(True) on it, and give its parameters to the optimizer"
-            if behind and few
-            else f"'{where[0]}' requires no gradient, as a backbone that is frozen on purpose"
-            if severity == "info"
-            else f"'{where[0]}' requires no gradient, but the optimizer was given its parameters: "
-            f"if it is to "
-            "train, call requires_grad_(True) on it",
+            (_ON_PURPOSE if not mistaken else _BEHIND if behind else _HELD).format(layer=where[0]),
             severity=severity,
         )
+
+
+_BEHIND = (
+    "'{layer}' requires no gradient while layers before it train. If that is not meant, call "
+    "requires_grad_(True) on it and give its parameters to the optimizer"
+)
+_HELD = (
+    "'{layer}' requires no gradient, though the optimizer holds its parameters. If it is to train, call "
+    "requires_grad_(True) on it"
+)
+_ON_PURPOSE = "'{layer}' requires no gradient; it is taken for a backbone that is frozen on purpose"
 
 
 def _layers(sample: Sample) -> tuple[list[str], list[str], set[str]]:

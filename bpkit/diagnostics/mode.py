@@ -42,10 +42,9 @@ class Mode(Diagnostic):
                 "mode",
                 names,
                 {"modules_in_eval": len(asleep), "modules": len(modes)},
-                f"'{names[0]}' ({asleep[0].kind}) is in eval() while the model trains: call "
-                f"model.train() after every "
-                "evaluation; to keep its statistics on purpose, freeze its parameters as well "
-                "(requires_grad_(False))",
+                f"'{names[0]}' ({asleep[0].kind}) is in eval() while the model trains. "
+                "Call model.train() after every evaluation; to keep its statistics on purpose, freeze its "
+                "parameters too (requires_grad_(False))",
             )
         self._validated += len(sample.validations)
         awake = [module for module, each in modes.items() if each["validated_in_training"]]
@@ -55,7 +54,6 @@ class Mode(Diagnostic):
                 "mode",
                 names,
                 {"evaluations": float(self._validated), "modules": len(awake)},
-                f"'{names[0]}' ({awake[0].kind}) is in training mode while validation data passes: call "
-                f"model.eval() "
-                "before evaluating and model.train() after it",
+                f"'{names[0]}' ({awake[0].kind}) is in training mode while validation data passes. "
+                "Call model.eval() before evaluating, and model.train() after it",
             )

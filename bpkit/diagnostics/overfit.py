@@ -60,9 +60,8 @@ class Overfit(Diagnostic):
                 "gap_over_first_loss": gap,
                 "step_of_best": float(self._pairs[best][0]),
             },
-            f"the validation loss was best at step {self._pairs[best][0]}: stop there, or "
-            f"regularise (weight decay, "
-            "dropout, augmentation, a smaller model), or get more data",
+            f"the validation loss was best at step {self._pairs[best][0]}. Stop there, regularise (weight "
+            "decay, dropout, augmentation, a smaller model), or get more data",
         )
 
     def write(self, sample: Sample, board: Board) -> None:

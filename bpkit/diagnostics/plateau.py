@@ -51,11 +51,15 @@ class Plateau(Diagnostic):
                 "gradient_norm": sample.total(GradientNorm),
                 "learning_rate": rate,
             },
-            f"nothing is learned in {sample.step} steps: {'lower' if lost(sample) else 'raise'} the learning "
-            f"rate from {rate:.3g} by tens until the loss moves, look whether inputs and targets belong "
-            f"together (fit one batch "
-            "first), and at the other findings"
-            if flat
-            else "the loss has begun to fall",
+            _advice(sample, rate) if flat else "the loss has begun to fall",
             severity="warning" if flat and history.loss.count else "info",
         )
+
+
+def _advice(sample: Sample, rate: float) -> str:
+    turn = "Lower" if lost(sample) else "Raise"
+    return (
+        f"nothing is learned in {sample.step} steps. {turn} the learning rate from {rate:.3g} by tens until "
+        "the loss moves; if it never does, try to fit a single batch, and look whether inputs and targets "
+        "belong together"
+    )

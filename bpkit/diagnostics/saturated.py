@@ -96,21 +96,18 @@ def _hidden(sample: Sample) -> dict[str, float]:
 def _advice(sample: Sample, layer: str, sources: tuple[str, ...]) -> str:
     fed = sample.by_module(Activations, "input")
     source = sources[0] if sources else layer
-    size, called = (
-        fed.get(source, float("nan")),
-        [sample.network.modules[place].name for place in sample.called],
-    )
+    size = fed.get(source, float("nan"))
+    called = [sample.network.modules[place].name for place in sample.called]
     kind = sample.network.kinds.get(layer, "the activation")
+    activation = f"{kind} '{layer}'" if sources else "the activation after it"
     first = source == next((name for name in called if name in fed), None)
     if first and size > 3:
         return (
-            f"the inputs of '{source}' have a root mean square of {size:.3g}: normalise the data to "
-            f"mean 0 and "
-            f"variance 1 (or put a normalisation layer first); {kind} '{layer}' then stays where it has "
-            f"a slope"
+            f"the inputs of '{source}' have a root mean square of {size:.3g}. Bring the data to mean 0 and "
+            f"variance 1, or put a normalisation layer first, so that {activation} stays where it has a slope"
         )
     return (
-        f"'{source}' gives values too large for the {kind} '{layer}': initialise its weights with "
-        "torch.nn.init.xavier_uniform_, lower the rate that drove them there, put BatchNorm or LayerNorm "
-        "between the two, or use ReLU"
+        f"'{source}' drives {activation} to its bounds. Initialise its weights with "
+        "torch.nn.init.xavier_uniform_, put BatchNorm or LayerNorm between the two, lower the learning rate "
+        "if it is the run that took them there, or use ReLU"
     )

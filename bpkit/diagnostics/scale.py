@@ -49,11 +49,9 @@ class Scale(Diagnostic):
                     "scale",
                     (first,),
                     {"input_rms": size},
-                    f"the inputs of '{first}' have a root mean square of {size:.3g}: bring the data to "
-                    f"mean 0 and "
-                    "variance 1 (subtract the training set's mean, divide by its standard deviation), "
-                    "or put a "
-                    "normalisation layer first",
+                    f"the inputs of '{first}' have a root mean square of {size:.3g}. "
+                    "Bring the data to mean 0 and variance 1 (subtract the training set's mean, divide by "
+                    "its standard deviation), or put a normalisation layer first",
                 )
         if len(self._lost) == WINDOW:
             usual = {name: median(each.get(name, 0.0) for each in self._lost) for name in self._lost[-1]}
@@ -63,17 +61,17 @@ class Scale(Diagnostic):
                     "scale",
                     where,
                     {"share_lost": max(usual[name] for name in where), "layers": len(where)},
-                    f"the errors at '{where[0]}' are too small for float16 and are lost: scale the loss with "
-                    "torch.amp.GradScaler, or use bfloat16",
+                    f"the errors at '{where[0]}' are too small for float16 and are lost. "
+                    "Scale the loss with torch.amp.GradScaler, or use bfloat16",
                 )
         if len(self._scales) == WINDOW and max(self._scales) <= COLLAPSED:
             yield sample.finding(
                 "scale",
                 (),
                 {"loss_scale": self._scales[-1]},
-                f"the loss scale has come down to {self._scales[-1]:.3g}: something overflows float16 "
-                f"at every step. "
-                "Keep that part in float32 (torch.autocast(enabled=False)), clip, or use bfloat16",
+                f"the loss scale has come down to {self._scales[-1]:.3g}: something overflows float16 at "
+                "every step. Keep that part in float32 (torch.autocast(device_type, enabled=False)), clip "
+                "the gradient, or use bfloat16",
             )
 
 

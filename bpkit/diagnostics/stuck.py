@@ -84,13 +84,18 @@ class Stuck(Diagnostic):
 
 
 _ADVICE = {
-    "held by no optimizer": "'{layer}' has a gradient, and no optimizer moves it: add its parameters to one "
-    "(a layer that was made after the optimizer, or replaced, is not in it)",
-    "rate": "the learning rate of '{layer}' is 0: look at its parameter group and at the schedule",
-    "too small": "the updates of '{layer}' are too small for float32 to show: hardly any gradient "
-    "reaches it; see "
-    "the finding vanishing, or raise its rate",
-    "rounding": "the updates of '{layer}' are rounded away: its dtype has no number so near. Keep the "
-    "weights in "
-    "float32 (autocast, in place of a model in bfloat16), raise the rate, or round stochastically",
+    "held by no optimizer": (
+        "'{layer}' has a gradient, but no optimizer moves it. Add its parameters to one; a layer that was "
+        "made or replaced after the optimizer is not in it"
+    ),
+    "rate": "the learning rate of '{layer}' is 0. Look at its parameter group and at the schedule",
+    "too small": (
+        "the updates of '{layer}' are too small for float32 to show: hardly any gradient reaches it. Look at "
+        "what its gradient passes on the way (a squashing activation, a clip, a small loss), or raise its "
+        "learning rate"
+    ),
+    "rounding": (
+        "the updates of '{layer}' are rounded away: its dtype has no number so near. Keep the weights in "
+        "float32 and compute under torch.autocast, raise the learning rate, or round stochastically"
+    ),
 }

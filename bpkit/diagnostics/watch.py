@@ -70,10 +70,13 @@ def watch(
         raise BpkitError(f"watch: model must be a torch.nn.Module, not {type(model).__name__}")
     if logdir is not None and writer is not None:
         raise BpkitError("watch: give logdir or writer, not both")
-    if not (isinstance(every, int) and isinstance(budget, (int, float)) and every >= 1 and 0 < budget <= 1):
-        raise BpkitError(
-            f"watch: every must be at least 1 and budget in (0, 1], not {every!r} and {budget!r}"
-        )
+    wrong = []
+    if not (isinstance(every, int) and every >= 1):
+        wrong.append(f"every must be a whole number of steps, at least 1, not {every!r}")
+    if not (isinstance(budget, (int, float)) and 0 < budget <= 1):
+        wrong.append(f"budget must be a share of the time, above 0 and at most 1, not {budget!r}")
+    if wrong:
+        raise BpkitError(f"watch: {'; '.join(wrong)}")
     if scaler is not None and not isinstance(scaler, GradScaler):
         raise BpkitError(f"watch: scaler must be a torch.amp.GradScaler, not {scaler!r}")
     if writer is not None and not callable(getattr(writer, "add_scalar", None)):
@@ -82,7 +85,7 @@ def watch(
     if inner is not None and not _holds(inner, model):
         raise BpkitError(
             f"watch: the {type(inner).__name__} holds none of the model's parameters: give the one that "
-            f"trains it"
+            "trains it"
         )
     diagnosing = chosen(diagnostics, registry())
     ranks = Ranks()

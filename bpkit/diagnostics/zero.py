@@ -49,11 +49,16 @@ class Zero(Diagnostic):
             "zero",
             layers,
             {"layers_alike": len(alike), "layers_without_gradient": len(silent), "samples": SAMPLES},
-            f"the units of '{next(iter(alike))}' all start alike and stay alike: initialise its "
-            f"weights at random "
-            "(torch.nn.init.kaiming_normal_ or xavier_uniform_); only biases may start at 0"
-            if alike
-            else f"the gradient of '{next(iter(silent))}' is exactly zero: what follows it is dead, "
-            f"or starts at "
-            "zero, or its output is multiplied by zero",
+            _ALIKE.format(layer=next(iter(alike))) if alike else _SILENT.format(layer=next(iter(silent))),
         )
+
+
+_ALIKE = (
+    "the units of '{layer}' start alike and stay alike. Initialise its weights at random "
+    "(torch.nn.init.kaiming_normal_ or xavier_uniform_); only biases may start at 0"
+)
+_SILENT = (
+    "the gradient of '{layer}' is exactly zero: its input is zero, or a layer after it is dead or has "
+    "weights of zero. Initialise these at random (torch.nn.init.kaiming_normal_), and look for a "
+    "multiplication by zero"
+)

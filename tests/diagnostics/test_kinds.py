@@ -237,7 +237,7 @@ class Fault:
 
 
 FAULTS = (
-    Fault(dead, "dead", {"middle"}, "'middle' never were above zero.*bias at 0"),
+    Fault(dead, "dead", {"middle"}, "'middle' were never above zero.*bias at 0"),
     Fault(dead_by_a_spike, "dead", {"first"}, "'first' died during the run"),
     Fault(saturated, "saturated", {"middle"}, "xavier_uniform_"),
     Fault(orphan, "disconnected", {"never"}, "'never' is never called"),
@@ -248,13 +248,13 @@ FAULTS = (
     Fault(stuck_by_rounding, "stuck", {"middle"}, "rounded away"),
     Fault(zero, "zero", {"first", "middle"}, "at random"),
     Fault(symmetric, "zero", {"first"}, "stay alike"),
-    Fault(plateau, "plateau", set(), "raise the learning rate from 1e-07"),
+    Fault(plateau, "plateau", set(), "Raise the learning rate from 1e-07"),
     Fault(divergence, "divergence", set(), "lower the learning rate|not finite"),
-    Fault(overfit, "overfit", set(), "stop there"),
+    Fault(overfit, "overfit", set(), "Stop there"),
     Fault(scale, "scale", {"first"}, "mean 0 and variance 1"),
     Fault(mode, "mode", {"1"}, r"model.train\(\)"),
     Fault(mode_in_validation, "mode", {"1"}, r"model.eval\(\)"),
-    Fault(update_ratio, "update_ratio", set(), "raise the learning rate"),
+    Fault(update_ratio, "update_ratio", set(), "Raise the learning rate"),
     Fault(noise, "noise", set(), "batches of"),
 )
 
