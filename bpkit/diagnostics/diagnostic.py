@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bpkit.core.finding import Finding
 from bpkit.diagnostics.instruments.instrument import Instrument
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Board(Protocol):
     """Where figures go: `bpkit.tensorboard.Writer`, or torch's `SummaryWriter`."""
 
-    def add_scalar(self, tag: str, value: float, step: int) -> None: ...
+    def add_scalar(self, tag: str, value: Any, step: int) -> None: ...
     def add_text(self, tag: str, text: str, step: int) -> None: ...
     def add_tensor(self, tag: str, tensor: object, step: int) -> None: ...
     def flush(self) -> None: ...

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils import _pytree
 
+from bpkit.core.errors import BpkitError
 from bpkit.core.transforms import unseen
 from bpkit.diagnostics.functional import activations
 from bpkit.diagnostics.hooks import Handle, ModuleHook
@@ -176,7 +177,8 @@ class Flow:
         self.failed.add(instrument)
         for each in self._all:
             each.pop(instrument, None)
-        logger.warning("bpkit: %s is no longer measured: %r", type(instrument).__name__, error)
+        why = error if isinstance(error, BpkitError) else repr(error)
+        logger.warning("bpkit: %s is no longer measured: %s", type(instrument).__name__, why)
 
     def listen(self, tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
         """Call `hook` with ∂L/∂tensor, under the same guard as all hooks."""

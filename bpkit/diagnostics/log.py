@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bpkit.core.finding import Finding
 from bpkit.diagnostics.diagnostic import Board
@@ -23,10 +24,15 @@ class Log:
     Args:
         board: a `Writer`, or torch's `SummaryWriter`, which takes the tensors without their layout: then
             the Text tab has the verdicts, and the tab Gradients stays empty.
+        own: nobody else writes there: losses are logged as well, and it is closed at the end.
+
+    Attributes:
+        board: the same, for what diagnostics write.
     """
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
+    def __init__(self, board: Board, *, own: bool) -> None:
+        self.board = board
+        self._own = own
         self._layout: record.Layout | None = None
         self._layouts = 0
         self._network: Network | None = None
@@ -43,9 +49,27 @@ class Log:
 
     def verdicts(self, step: int, findings: Sequence[Finding], cost: Mapping[str, Any]) -> None:
         """All findings as of this step."""
-        if isinstance(self._board, Writer):
+        if isinstance(self.board, Writer):
             verdicts = record.Verdicts(step, [asdict(each) for each in findings], **cost)
-            self._board.add_record(record.FINDINGS, verdicts.to_json(), step)
+            self.board.add_record(record.FINDINGS, verdicts.to_json(), step)
+
+    def losses(self, *series: Iterable[tuple[int, Tensor | float]]) -> None:
+        """Losses at their own steps: the last of those since the sample before, and each validation."""
+        if self._own:  # who brings a writer logs the losses as they like
+            train, validation = (list(each) for each in series)
+            for step, value in train[-1:]:
+                self.board.add_scalar("loss/train", value, step)
+            for step, value in validation:
+                self.board.add_scalar("loss/validation", value, step)
+
+    def say(self, finding: Finding) -> None:
+        """A verdict that is new or has become graver, for TensorBoard's Text tab."""
+        self.board.add_text(f"bpkit/verdicts/{finding.kind}", finding.markdown(), finding.last_step)
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        if self._own:
+            self.board.close()
 
     def _add(self, tag: str, layout: record.Layout, columns: Columns, step: int) -> None:
         rows = [
@@ -54,10 +78,10 @@ class Log:
         ]
         if self._layouts > 1:
             tag = f"{tag}/{self._layouts}"
-        if isinstance(self._board, Writer):
-            self._board.add_tensor(tag, rows, step, content=layout.to_json())
+        if isinstance(self.board, Writer):
+            self.board.add_tensor(tag, rows, step, content=layout.to_json())
         else:
-            self._board.add_tensor(tag, torch.tensor(rows), step)
+            self.board.add_tensor(tag, torch.tensor(rows), step)
 
     def _lay_out(self, sample: Sample, columns: tuple[str, ...]) -> None:
         names = rows(sample)

@@ -143,9 +143,9 @@ class Noise(Diagnostic):
             "noise",
             layers,
             evidence,
-            f"steps go where the batch happens to point: take batches of {at_least}, or accumulate "
-            "gradients over as many, and lower the learning rate; if that moves nothing, the targets may "
-            "not belong to their inputs: look at some of them",
+            f"steps go where the batch happens to point. Take batches of {at_least}, or accumulate "
+            "gradients over as many, and lower the learning rate; if that moves nothing, look whether the "
+            "targets belong to their inputs",
         )
 
 
@@ -170,6 +170,7 @@ def _share(window: Iterable[Estimate]) -> float:
 
 def _estimates(sample: Sample) -> dict[str, Estimate]:
     """By layer, where the batch has two cases or more."""
+    sample.alike(PerSample, AccumulatedNorm, one_rank=True)
     squares, cases = sample.by_module(PerSample, "square"), sample.by_module(PerSample, "cases")
     found = {}
     for layer, gradient in sample.by_layer(AccumulatedNorm).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from bpkit.diagnostics.instruments.figures import Batch, batch, to_host
 from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.instruments.modules import OutputError
 from bpkit.diagnostics.ranks import Ranks
-from bpkit.diagnostics.sample import Reading, Sample
+from bpkit.diagnostics.sample import Provenance, Reading, Sample
 from bpkit.diagnostics.subject import Subject
 
 Kind = TypeVar("Kind", bound=Instrument)
@@ -186,10 +187,19 @@ class Probe:
         for (need, figures), numbers in zip(read.items(), others, strict=True):
             instrument = self._instruments[need]
             with self._flow.leaving_out(instrument):
-                readings[need] = Reading(tuple(figures.finish(numbers)), instrument.provenance, need.columns)
+                values = tuple(figures.finish(numbers))
+                readings[need] = Reading(values, self._of(instrument.provenance), need.columns)
         return [
             (step, _number(value)) for (step, _), value in zip(given, losses.finish(own), strict=True)
         ], readings
+
+    def _of(self, provenance: Provenance) -> Provenance:
+        """What it comes to here: without a loss scale nothing is scaled, and a single rank is all of them."""
+        return replace(
+            provenance,
+            scaled=provenance.scaled and self.subject.scaler is not None,
+            reduced=provenance.reduced or Ranks.processes() == 1,
+        )
 
     def _tell(self, method: str, *arguments: Any) -> None:
         self._flow.tell(self._active.values(), method, *arguments)

@@ -24,12 +24,10 @@ class Ranks:
         self.rank, self.count = 0, 1
         self._store: Any = None
         self._changes = 0
-        distributed = torch.distributed
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return
-        self.rank, self.count = distributed.get_rank(), distributed.get_world_size()
+        self.count = self.processes()
         if self.count > 1:
-            self._store = distributed.distributed_c10d._get_default_store()
+            self.rank = torch.distributed.get_rank()
+            self._store = torch.distributed.distributed_c10d._get_default_store()
             number = self._store.add(_begun(self.rank), 1)
             self._key = f"bpkit/watch {number}"  # the same number on every rank that watches
 
@@ -50,14 +48,20 @@ class Ranks:
         return self.rank == 0
 
     @staticmethod
+    def processes() -> int:
+        """How many train together."""
+        ranks = torch.distributed
+        return ranks.get_world_size() if ranks.is_available() and ranks.is_initialized() else 1
+
+    @staticmethod
     def others_watch() -> bool:
         """Whether every rank has begun as many watches as this one."""
-        ranks = torch.distributed
-        if not (ranks.is_available() and ranks.is_initialized() and ranks.get_world_size() > 1):
+        count = Ranks.processes()
+        if count == 1:
             return True
-        store = ranks.distributed_c10d._get_default_store()
-        begun = [store.add(_begun(rank), 0) for rank in range(ranks.get_world_size())]
-        return min(begun) == begun[ranks.get_rank()]
+        store = torch.distributed.distributed_c10d._get_default_store()
+        begun = [store.add(_begun(rank), 0) for rank in range(count)]
+        return min(begun) == begun[torch.distributed.get_rank()]
 
     def say(self, since: int, every: int) -> None:
         """Tell the others from which step on every how many steps are sampled."""

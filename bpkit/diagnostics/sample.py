@@ -33,6 +33,10 @@ class Provenance:
     scaled: bool = False
     reduced: bool = True
 
+    def __str__(self) -> str:
+        scale = "scaled" if self.scaled else "unscaled"
+        return f"{self.when}, {scale}, {'of all ranks' if self.reduced else 'of one rank'}"
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -90,6 +94,21 @@ class Sample:
     def __getitem__(self, instrument: type[Instrument]) -> tuple[Any, ...]:
         """The values of one instrument, aligned with `network.parameters` or `network.modules`."""
         return self._reading(instrument).values
+
+    def alike(self, *instruments: type[Instrument], one_rank: bool = False) -> None:
+        """Whether figures may be set against one another; a diagnostic that does asks first.
+
+        Args:
+            instruments: whose figures these are.
+            one_rank: a rank's own may stand for all ranks', as a mean over its cases does.
+
+        Raises:
+            BpkitError: some are scaled, or one rank's own, and others are not.
+        """
+        known = {each: self._reading(each).provenance for each in instruments}
+        if len({(each.scaled, each.reduced or one_rank) for each in known.values()}) > 1:
+            told = "; ".join(f"{each.__name__} is {provenance}" for each, provenance in known.items())
+            raise BpkitError(f"figures that cannot be compared: {told}")
 
     def has(self, instrument: type[Instrument]) -> bool:
         """Whether this sample was measured with it: a light sample is with light ones alone."""

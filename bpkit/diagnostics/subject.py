@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler, OptState
 
+from bpkit.core.errors import BpkitError
 from bpkit.diagnostics.network import Network, describe, leaves
 from bpkit.diagnostics.shards import is_sharded
 
@@ -100,10 +101,20 @@ class Subject:
             frame = frame.f_back
 
     def still_scaled(self, optimizer: Any) -> bool:
-        """Whether the step runs on scaled gradients: neither `unscale_` nor a fused kernel divided them."""
+        """Whether the step runs on scaled gradients: neither `unscale_` nor a fused kernel divided them.
+
+        Raises:
+            BpkitError: nobody can tell, for the optimizer steps without the scaler.
+        """
         if self.scaler is None:
             return False
-        stage = self.scaler._per_optimizer_states[id(optimizer)]["stage"]
+        states = self.scaler._per_optimizer_states
+        if id(optimizer) not in states:
+            raise BpkitError(
+                "the gradients may be scaled or not: the optimizer does not step through the scaler that "
+                "watch was given; call scaler.step(optimizer), or watch without scaler="
+            )
+        stage = states[id(optimizer)]["stage"]
         return stage is OptState.READY and getattr(optimizer, "grad_scale", None) is None
 
     def unscaled(self, value: torch.Tensor | None) -> torch.Tensor | None:

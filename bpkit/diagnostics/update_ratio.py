@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from math import log10, sqrt
+from math import sqrt
 from statistics import median
 
 from bpkit.core.finding import Finding
@@ -108,6 +108,7 @@ def ratios(sample: Sample) -> dict[str, float]:
 
     Zero-initialised weights count as rows of unit length, so that their first step is no leap.
     """
+    sample.alike(Update, WeightNorm)
     updates, weights = sample.column(Update, "norm"), sample[WeightNorm]
     infos, trainable = sample.network.parameters, sample.column(Standing, "trainable")
     found = {}
@@ -125,16 +126,15 @@ def ratios(sample: Sample) -> dict[str, float]:
 
 
 def _raise(rate: float, ratio: float) -> str:
-    factor = 10 ** round(log10(1e-3 / max(ratio, 1e-30)))
+    bound = f", up to about {rate * 1e-3 / ratio:.1g}" if ratio else ""
     return (
-        f"a step changes the weights by {ratio:.1g} of their size, and the loss does not move: raise the "
-        f"learning rate from {rate:.3g}, by up to {factor:.0e} for the usual thousandth a step"
+        f"a step changes the weights by {ratio:.1g} of their size, where a thousandth is usual, and the loss "
+        f"does not move. Raise the learning rate from {rate:.3g} by tens{bound}"
     )
 
 
 def _lower(rate: float, ratio: float) -> str:
     return (
-        f"every step replaces the weights ({ratio:.1g} of their size): lower the learning rate from "
-        f"{rate:.3g} "
+        f"a step changes the weights by {ratio:.1g} of their size. Lower the learning rate from {rate:.3g} "
         f"to about {rate * 1e-2 / ratio:.1g}, or warm it up"
     )

@@ -59,6 +59,7 @@ class Watcher:
         closure: gives the loss of the last batch, with a graph; None but in the Trainer, or as one sets it.
         logdir: where the logs go, None where nothing is written.
         recorder: the last steps, if a diagnostic keeps them.
+        left_out: diagnostics that do not look any more, or never could, by class name, and why.
     """
 
     def __init__(
@@ -77,9 +78,9 @@ class Watcher:
         self.subject = subject
         self.optimizer = optimizer
         self.closure: Callable[[], Tensor] | None = None
-        self._board, self._own = own or board, own
-        self.logdir: Path | None = getattr(self._board, "logdir", None)
-        self._log = None if self._board is None else Log(self._board)
+        board = own or board
+        self.logdir: Path | None = getattr(board, "logdir", None)
+        self._log = None if board is None else Log(board, own=own is not None)
         self._ranks = ranks or Ranks()
         self._diagnostics = list(diagnostics)
         needs = dict.fromkeys(need for each in diagnostics for need in (*each.needs, *each.wants))
@@ -88,7 +89,7 @@ class Watcher:
         self._losses: deque[tuple[int, Tensor | float]] = deque(maxlen=PENDING)
         self._validations: deque[tuple[int, Tensor | float]] = deque(maxlen=PENDING)
         self.recorder: Recorder | None = None
-        self._left_out: list[str] = []
+        self.left_out: dict[str, str] = {}
         self._unlooked = 3  # losses whose graphs are looked at
         self._seconds = 0.0
         self._closed = False
@@ -154,11 +155,11 @@ class Watcher:
             return "nothing seen yet: the optimizer has taken no step"
         grave = [each for each in self.findings if each.severity != "info"]
         notes = [each for each in self.findings if each.severity == "info"]
-        left = f"; not looked at: {', '.join(self._left_out)}" if self._left_out else ""
+        left = [f"not looked at: {name}: {why}" for name, why in self.left_out.items()]
         if not grave and not self._diagnostics:
-            return f"nothing looked at in {self._step} steps{left}"
-        head = [] if grave else [f"healthy: nothing found in {self._step} steps{left}"]
-        return "\n".join([*head, *map(str, grave), *(f"info: {_line(each)}" for each in notes)])
+            return "\n".join([f"nothing looked at in {self._step} steps", *left])
+        head = [] if grave else [f"healthy: nothing found in {self._step} steps"]
+        return "\n".join([*head, *map(str, grave), *(f"info: {_line(each)}" for each in notes), *left])
 
     def close(self) -> None:
         """Take all hooks away and finish the logs; findings stay."""
@@ -171,11 +172,12 @@ class Watcher:
         self._step_hooks = []
         for diagnostic in tuple(self._diagnostics):
             self._run(diagnostic, lambda each: each.close(), self._step)
-        self._write_losses(self._losses, self._validations)
+        if self._log is not None:
+            self._log.losses(self._losses, self._validations)
         self._write_verdicts(finished=True)
-        if self._own is not None:
-            self._own.close()
-        self._board = self._own = self._log = self.closure = None
+        if self._log is not None:
+            self._log.close()
+        self._log = self.closure = None
 
     def instrument(self, kind: type[Kind]) -> Kind:
         """The instrument of a kind that some diagnostic needs, for what it holds beside its figures."""
@@ -232,34 +234,28 @@ class Watcher:
         """Hand the sample to every diagnostic; one that breaks is left out, the training goes on."""
         columns: dict[str, dict[str, float]] = {}
         changed = False
+        log = None if self._probe.light else self._log
         for diagnostic in tuple(self._diagnostics):
-            if not all(map(sample.has, diagnostic.needs)):
+            missing = [each.__name__ for each in diagnostic.needs if not sample.has(each)]
+            if missing and not self._probe.light:
+                self.leave_out(diagnostic, f"{' and '.join(missing)} could not be measured")
+            if missing:
                 continue
             changed |= self._run(diagnostic, lambda each: each.observe(sample), sample.step)
-            if self._board is not None and not self._probe.light and diagnostic in self._diagnostics:
+            if log is not None and diagnostic in self._diagnostics:
                 with self._leaving_out(diagnostic, sample.step):
-                    diagnostic.write(sample, self._board)
+                    diagnostic.write(sample, log.board)
                     for name, values in diagnostic.columns(sample).items():
                         columns.setdefault(name, {}).update(values)
-        if self._log is not None and not self._probe.light:
+        if log is not None:
             histograms = {name: columns.pop(name) for name in record.BINS if name in columns}
-            self._log.layers(sample, columns, histograms)
-        if self._own is not None:  # who brings a writer logs the losses as they like
-            self._write_losses(sample.losses, sample.validations)
-        if changed and self._board is not None:
+            log.layers(sample, columns, histograms)
+        if self._log is not None:
+            self._log.losses(sample.losses, sample.validations)
+        if changed or (log is not None and self.schedule.samples % VERDICTS == 0):
             self._write_verdicts()
-            self._board.flush()  # a run that is killed has its verdicts on disk
-        elif changed or (not self._probe.light and self.schedule.samples % VERDICTS == 0):
-            self._write_verdicts()
-
-    def _write_losses(self, *series: Iterable[tuple[int, Tensor | float]]) -> None:
-        """Losses at their own steps: the last of those since the sample before, and each validation."""
-        if self._own is not None:
-            train, validation = (list(each) for each in series)
-            for step, value in train[-1:]:
-                self._own.add_scalar("loss/train", value, step)
-            for step, value in validation:
-                self._own.add_scalar("loss/validation", value, step)
+        if changed and self._log is not None:
+            self._log.board.flush()  # a run that is killed has its verdicts on disk
 
     def _run(
         self, diagnostic: Diagnostic, reads: Callable[[Diagnostic], Iterable[Finding]], step: int
@@ -279,22 +275,35 @@ class Watcher:
         try:
             yield
         except Exception as error:
-            self._diagnostics.remove(diagnostic)
-            name = type(diagnostic).__name__
-            self._left_out.append(name)
-            why = str(error) if isinstance(error, BpkitError) else repr(error)
-            logger.warning("bpkit: diagnostic %s left out from step %d on: %s", name, step, why)
+            self.leave_out(diagnostic, str(error) if isinstance(error, BpkitError) else repr(error), step)
+
+    def leave_out(self, diagnostic: Diagnostic, why: str, step: int | None = None) -> None:
+        """Ask a diagnostic no more, and say so: now, in the summary and in the logs."""
+        self._diagnostics.remove(diagnostic)
+        name = type(diagnostic).__name__
+        self.left_out[name] = why
+        logger.warning(
+            "bpkit: diagnostic %s left out from step %d on: %s",
+            name,
+            self._step if step is None else step,
+            why,
+        )
 
     def _say(self, finding: Finding) -> None:
         if finding.severity != "info" and self._ranks.leads:
             logger.warning("bpkit: %s", str(finding).splitlines()[0])
-        if self._board is not None:
-            self._board.add_text(f"bpkit/verdicts/{finding.kind}", finding.markdown(), finding.last_step)
+        if self._log is not None:
+            self._log.say(finding)
 
     def _write_verdicts(self, *, finished: bool = False) -> None:
         if self._log is not None:
             cost = {"seconds": self.seconds, "share": self.share, "samples": self.schedule.samples}
-            self._log.verdicts(self._step, self.findings, {**cost, "finished": finished})
+            told = {**cost, "finished": finished, "left_out": self.left_out}
+            self._log.verdicts(self._step, self.findings, told)
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{each.kind} ({each.severity})" for each in self.findings) or "no findings"
+        return f"<Watcher of {type(self.subject.model).__name__}: step {self._step}, {found}>"
 
     def __enter__(self) -> Watcher:
         return self

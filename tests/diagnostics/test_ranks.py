@@ -40,8 +40,8 @@ def test_norms_are_those_of_the_whole_batch(ranks: list[dict[str, Any]], wrapped
         assert len(seen) == STEPS
         for sample, by_hand in zip(seen, true, strict=True):
             for measured, norms in zip(sample, by_hand, strict=True):
-                assert measured == pytest.approx(norms, rel=1e-9)
-            accumulated, used, _ = by_hand
+                assert measured == pytest.approx(norms, rel=1e-9, nan_ok=True)
+            accumulated, used, *_ = by_hand
             assert sum(each**2 for each in used) ** 0.5 == pytest.approx(CLIP, rel=1e-4)
             assert sum(each**2 for each in accumulated) ** 0.5 > 2 * CLIP
 

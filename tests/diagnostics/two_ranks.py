@@ -20,7 +20,7 @@ from torch.optim import SGD
 
 import bpkit
 from bpkit.diagnostics import Diagnostic, Finding, schedule
-from bpkit.diagnostics.instruments import AccumulatedNorm, GradientNorm, WeightNorm
+from bpkit.diagnostics.instruments import AccumulatedNorm, Direction, GradientNorm, Update, WeightNorm
 from bpkit.diagnostics.sample import Sample
 from bpkit.plugins.registry import registry
 
@@ -28,13 +28,13 @@ WORLD, ROWS = 2, 4  # rows of a batch that each rank has
 STEPS, CLIP, POISONED = 4, 0.05, 13
 KINDS = (AccumulatedNorm, GradientNorm, WeightNorm)
 
-Norms = list[list[float]]  # of the kinds, by parameter
+Norms = list[list[float]]  # of the kinds, of updates, and cosines with the momentum, by parameter
 
 
 class Probing(Diagnostic):
     """Keeps every sample; no step is left out, however slow the machine."""
 
-    needs = KINDS
+    needs = (*KINDS, Update, Direction)
 
     def __init__(self) -> None:
         self.samples: list[Norms] = []
@@ -43,7 +43,8 @@ class Probing(Diagnostic):
         watcher.schedule.budget = float("inf")
 
     def observe(self, sample: Sample) -> list[Finding]:
-        self.samples.append([list(sample[kind]) for kind in KINDS])
+        columns = sample.column(Update, "norm"), sample.column(Direction, "momentum")
+        self.samples.append([list(each) for each in (*(sample[kind] for kind in KINDS), *columns)])
         return []
 
 
@@ -155,6 +156,10 @@ def _norms(of: list[Tensor | None]) -> list[float]:
     return [-1.0 if each is None else torch.linalg.vector_norm(each.detach()).item() for each in of]
 
 
+def _cosine(one: Tensor, other: Tensor) -> float:
+    return torch.cosine_similarity(one.flatten(), other.flatten(), 0, eps=0).item()
+
+
 def _by_hand(clip: float | None) -> list[Norms]:
     """One process, the whole batch."""
     model = _network()
@@ -165,9 +170,17 @@ def _by_hand(clip: float | None) -> list[Norms]:
         accumulated = _norms(grads)
         if clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
-        seen.append([accumulated, _norms(grads), _norms(list(model.parameters()))])
+        before = [each.detach().clone() for each in model.parameters()]
+        momenta = [optimizer.state[each].get("momentum_buffer") for each in model.parameters()]
+        cosines = [
+            torch.nan if grad is None or momentum is None else _cosine(grad, momentum)
+            for grad, momentum in zip(grads, momenta, strict=True)
+        ]
+        seen.append([accumulated, _norms(grads), _norms(before)])
         optimizer.step()
         optimizer.zero_grad()
+        moves = [now.detach() - was for now, was in zip(model.parameters(), before, strict=True)]
+        seen[-1] += [_norms(moves), cosines]
     return seen
 
 

@@ -1,6 +1,7 @@
 """What samples are measured with: one class a quantity, of parameters, of modules or of the model."""
 
 from bpkit.diagnostics.instruments.activations import Activations
+from bpkit.diagnostics.instruments.elements import Direction, GradientHistogram, Symmetry, Update
 from bpkit.diagnostics.instruments.figures import Batch, Figure, Figures, by_rows
 from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.instruments.modes import Modes
@@ -13,13 +14,9 @@ from bpkit.diagnostics.instruments.modules import (
 )
 from bpkit.diagnostics.instruments.parameters import (
     AccumulatedNorm,
-    Direction,
-    GradientHistogram,
     GradientNorm,
     GradientRate,
     Standing,
-    Symmetry,
-    Update,
     WeightNorm,
 )
 from bpkit.diagnostics.instruments.per_sample import PerSample

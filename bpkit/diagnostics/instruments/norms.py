@@ -27,8 +27,13 @@ def norms(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         group = [tensor for index in indices if (tensor := parts[index]) is not None]
         for index, value in zip(indices, torch._foreach_norm(group, 2, real(dtype)), strict=True):
             found[index] = value
-    _reduce(tensors, found)
-    return found
+    if not any(each is not None and is_sharded(each) for each in tensors):
+        return found
+    squares = over_ranks(tensors, [None if each is None else each.double() ** 2 for each in found], ())
+    return [
+        value.sqrt() if tensor is not None and value is not None and is_sharded(tensor) else norm
+        for tensor, value, norm in zip(tensors, squares, found, strict=True)
+    ]
 
 
 def dense(grad: Tensor | None) -> Tensor | None:
@@ -36,28 +41,32 @@ def dense(grad: Tensor | None) -> Tensor | None:
     return grad.coalesce().values() if grad is not None and grad.is_sparse else grad
 
 
-def _reduce(tensors: Sequence[Tensor | None], found: list[Tensor | None]) -> None:
-    """Replace the norms of parts by those of the wholes, in place: one reduction for each mesh."""
+def over_ranks(
+    tensors: Sequence[Tensor | None], sums: Sequence[Tensor | None], shape: tuple[int, ...]
+) -> list[Tensor | None]:
+    """Sums over a rank's part of each sharded tensor as those over the whole: one reduction for each mesh.
+
+    Args:
+        tensors: what they are of; the sums of others stay as they are.
+        sums: of `shape`; None where this rank has no element.
+        shape: of one.
+    """
+    found = list(sums)
     meshes: dict[object, list[int]] = {}
     for index, tensor in enumerate(tensors):
         if tensor is not None and is_sharded(tensor):
             meshes.setdefault(_layout(tensor), []).append(index)
     for indices in meshes.values():
         first: Any = tensors[indices[0]]
-        part = first.to_local()
-        squares = torch.stack(
-            [
-                torch.zeros((), device=part.device, dtype=torch.float64)
-                if (value := found[index]) is None
-                else value.double() ** 2
-                for index in indices
-            ]
-        )
+        nothing = torch.zeros(shape, device=first.to_local().device, dtype=torch.float64)
+        rows = [nothing if (own := sums[index]) is None else own.double() for index in indices]
+        table = torch.stack(rows)
         for axis, placement in enumerate(first.placements):
             if not placement.is_replicate():
-                torch.distributed.all_reduce(squares, group=first.device_mesh.get_group(axis))
-        for index, value in zip(indices, squares.sqrt().unbind(), strict=True):
-            found[index] = value
+                torch.distributed.all_reduce(table, group=first.device_mesh.get_group(axis))
+        for index, row in zip(indices, table.unbind(), strict=True):
+            found[index] = row
+    return found
 
 
 def _layout(tensor: Any) -> object:

@@ -14,6 +14,7 @@ from bpkit.diagnostics.instruments.contributions import Formula, formula, wide
 from bpkit.diagnostics.instruments.figures import Figure, Figures
 from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.network import Network
+from bpkit.diagnostics.ranks import Ranks
 from bpkit.diagnostics.sample import Provenance
 from bpkit.diagnostics.shards import is_distributed
 from bpkit.diagnostics.subject import Subject
@@ -93,7 +94,7 @@ class PerSample(Instrument):
     def read(self, lived: frozenset[int]) -> Figures:
         runs = [run for run in self._runs.values() if run.squares]
         cases = sum(run.cases for run in runs)
-        everywhere = _ranks()
+        everywhere = Ranks.processes()
         found: list[Figure] = []
         for place in range(len(self.subject.modules)):
             means = [run.squares[place] * run.cases / cases for run in runs if place in run.squares]
@@ -188,10 +189,3 @@ def _formulas(subject: Subject) -> dict[int, Formula]:
             if known is not None:
                 found[place] = known
     return found
-
-
-def _ranks() -> int:
-    """Processes among which the batch is divided."""
-    distributed = torch.distributed
-    there = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if there else 1
