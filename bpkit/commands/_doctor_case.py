@@ -125,6 +125,12 @@ class Case:
         seconds, share = float(verdicts.seconds), float(verdicts.share)  # "NaN" may stand there
         return f"watching took {seconds:.2g} s, {share:.1%} of the time"
 
+    @property
+    def unlooked(self) -> list[str]:
+        """What was not looked at, and why, a line each."""
+        left_out = self.run.verdicts.left_out if self.run.verdicts else {}
+        return [plain(f"not looked at: {name}: {why}") for name, why in left_out.items()]
+
     def picture(self) -> str:
         """The last gradient norms by depth; empty if there are none."""
         if not self.run.series:
@@ -159,6 +165,7 @@ class Case:
             "written": self.run.written,
             "seconds": verdicts.seconds if verdicts else None,
             "share": verdicts.share if verdicts else None,
+            "left_out": dict(verdicts.left_out) if verdicts else {},
             "findings": [
                 {**asdict(each), "evidence": {name: figure(value) for name, value in each.evidence.items()}}
                 for each in self.findings

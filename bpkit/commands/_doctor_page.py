@@ -72,6 +72,7 @@ def section(case: Case) -> str:
     parts = [
         f'<h2 class="{worst}">{escape(case.title)}</h2>\n<p class="soft">{escape(case.circumstances)}</p>\n',
     ]
+    parts += [f'<p class="soft">{escape(line)}</p>\n' for line in case.unlooked]
     if findings:
         parts.append(f"<ol>{''.join(map(_finding, findings))}</ol>\n")
     marks = [(finding.step, str(number)) for number, finding in enumerate(findings, 1)]

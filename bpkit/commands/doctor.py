@@ -100,6 +100,7 @@ def _print(case: Case) -> None:
     """One line for a healthy run; else a header, the picture by depth, and the findings."""
     if not case.findings:
         _say("; ".join(filter(None, (case.title, case.cost))), "green")
+        _say_unlooked(case)
         return
     _say(case.title, "bold")
     _say(case.circumstances, "dim")
@@ -112,6 +113,12 @@ def _print(case: Case) -> None:
         _say(head, _STYLES[finding.severity])
         for line in rest:
             _say(line, indent=12)
+    _say_unlooked(case)
+
+
+def _say_unlooked(case: Case) -> None:
+    for line in case.unlooked:
+        _say(line, "yellow")
 
 
 def _say(line: str, style: str = "", indent: int = 2) -> None:

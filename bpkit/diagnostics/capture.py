@@ -24,6 +24,7 @@ from bpkit.diagnostics.hooks import Handle
 from bpkit.diagnostics.instruments.figures import Figures
 from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.network import leaves, unwrapped
+from bpkit.diagnostics.paths import again
 from bpkit.diagnostics.subject import Subject
 
 Functions = frozenset[type[torch.autograd.Function]]
@@ -145,7 +146,7 @@ class Captures(Instrument):
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
             started.clear()
-            if unseen() or not torch.is_grad_enabled() or (_again() and name in self.calls):
+            if unseen() or not torch.is_grad_enabled() or (again() and name in self.calls):
                 return
             if any(map(nn.parameter.is_lazy, (*module.parameters(), *module.buffers()))):
                 return  # it takes its shape in this call; its turn comes again
@@ -244,8 +245,3 @@ def _nodes(outputs: tuple[Tensor, ...], since: int) -> Iterator[Any]:
 
 def _is(one: object, other: object) -> bool:
     return one is other
-
-
-def _again() -> bool:
-    """Whether a backward is running: a forward inside one is a checkpoint's, run again."""
-    return torch._C._current_graph_task_id() != -1

@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.utils import _pytree
 
 from bpkit.core.errors import BpkitError
 from bpkit.core.transforms import unseen
 from bpkit.diagnostics.functional import activations
 from bpkit.diagnostics.hooks import Handle, ModuleHook
 from bpkit.diagnostics.instruments.instrument import Instrument
-from bpkit.diagnostics.paths import Start, Sum, on_error
+from bpkit.diagnostics.nested import tensors
+from bpkit.diagnostics.paths import Start, Sum, again, on_error
 from bpkit.diagnostics.subject import Subject
 
 logger = logging.getLogger("bpkit")
@@ -191,14 +191,14 @@ class Flow:
         on_error(tensor, self._guarded(quiet), self._since)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        if not (self._blind() or _again()):
+        if not (self._blind() or again()):
             self._waiting += 1
             self._calls += 1
             self._stack.append((self._calls, torch.is_grad_enabled()))
             self.fed |= any(each.grad_fn is not None for each in tensors(args))
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._blind() or _again() or not self._stack:
+        if self._blind() or again() or not self._stack:
             return
         call, recorded = self._stack.pop()
         outputs = tensors(output)
@@ -216,7 +216,7 @@ class Flow:
             call, recorded = self._call()
             inputs = tensors((args, kwargs))
             self._starts.setdefault(place, []).append(Start(inputs if self._on_delta_in else []))
-            if recorded and not _again():
+            if recorded and not again():
                 self.order[place] = None
                 self._tell(self._on_input, call, place, module, inputs)
                 if self._on_any_input:
@@ -232,15 +232,15 @@ class Flow:
             start = self._starts[place].pop()
             call, recorded = self._call()
             self._since = start.since
-            outputs, again = tensors(output), _again()
-            if recorded and not again:
+            outputs, repeated = tensors(output), again()
+            if recorded and not repeated:
                 if self._subject.functional is None:
                     self._ends.update((each.grad_fn, place) for each in outputs if each.grad_fn is not None)
                 self._tell(self._on_output, call, place, module, outputs)
             # A reentrant checkpoint records only when it runs again, the other kind the first time.
-            if torch.is_grad_enabled() and not (again and (call, place) in self._hooked):
+            if torch.is_grad_enabled() and not (repeated and (call, place) in self._hooked):
                 self._watch_deltas(call, place, start, [each for each in outputs if each.requires_grad])
-                if not again:
+                if not repeated:
                     self._hooked.add((call, place))
 
         return hook
@@ -281,35 +281,6 @@ class Flow:
             self.seconds += time.perf_counter() - start
 
         return guarded
-
-
-def tensors(value: Any, *, integers: bool = False) -> list[Tensor]:
-    """The tensors with a gradient's type in what a module was given or gave, however they are nested.
-
-    With `integers` those without one as well.
-    """
-    return [
-        leaf
-        for leaf in _flat(value)
-        if isinstance(leaf, Tensor) and (integers or leaf.is_floating_point() or leaf.is_complex())
-    ]
-
-
-def _flat(value: Any) -> list[Any]:
-    """The leaves; of torch's own walk the plain cases, five times as fast."""
-    kind = type(value)
-    if isinstance(value, Tensor) or value is None:
-        return [value]
-    if kind is tuple or kind is list:
-        return [leaf for each in value for leaf in _flat(each)]
-    if kind is dict:
-        return [leaf for each in value.values() for leaf in _flat(each)]
-    return _pytree.tree_leaves(value)
-
-
-def _again() -> bool:
-    """Whether a backward is running: a forward inside one is a checkpoint's, run again."""
-    return torch._C._current_graph_task_id() != -1
 
 
 def _inside_compiled(root: nn.Module) -> set[int]:

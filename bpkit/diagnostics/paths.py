@@ -95,3 +95,8 @@ def on_error(tensor: Tensor, hook: Callable[[Tensor], None], since: int) -> None
             hook(delta.reshape(shape))
 
     node.register_prehook(before)
+
+
+def again() -> bool:
+    """Whether a backward is running: a forward inside one is a checkpoint's, run again."""
+    return torch._C._current_graph_task_id() != -1

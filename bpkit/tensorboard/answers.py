@@ -102,6 +102,10 @@ def findings(judgement: Judgement) -> Answer:
     verdicts = judgement.verdicts
     return {
         **told,
+        "problems": [
+            *judgement.problems,
+            *(f"not looked at: {name}: {why}" for name, why in verdicts.left_out.items()),
+        ],
         "watched": True,
         "step": verdicts.step,
         "samples": verdicts.samples,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def write(
     names: tuple[str, ...] = NAMES,
     norms: Iterable[Iterable[float]] = ((1e-3, 1e-2, 1.0),) * 3,
     finished: bool = True,
+    left_out: Mapping[str, str] | None = None,
 ) -> Path:
     """A run of a sample a step, by its gradient norms."""
     layout = Layout(names, ("Linear",) * len(names), ("gain", "gradient norm"), "Net")
@@ -41,7 +42,9 @@ def write(
             values = np.array([[1.0, norm] for norm in row])
             writer.add_tensor(LAYERS, values, step, content=layout.to_json())
             writer.add_scalar("loss/train", 1 / step, step)
-        verdicts = Verdicts(step, list(findings), 0.25, 0.012, step, finished=finished)
+        verdicts = Verdicts(
+            step, list(findings), 0.25, 0.012, step, finished=finished, left_out=left_out or {}
+        )
         writer.add_record(FINDINGS, verdicts.to_json(), step)
     return place
 

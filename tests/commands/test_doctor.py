@@ -250,3 +250,18 @@ def test_on_a_terminal_lines_are_folded_and_coloured(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 80
     advice = next(index for index, line in enumerate(lines) if line.startswith("  advice:   "))
     assert re.match(r" {12}\S", lines[advice + 1])
+
+
+def test_what_was_not_looked_at_is_said_of_a_healthy_run_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left_out = {"Curvature": "no closure <b>"}
+    write(tmp_path / "a", left_out=left_out)
+    write(tmp_path / "b", [FAULT], left_out=left_out)
+    code, out = doctor(capsys, tmp_path, "--html", tmp_path / "page.html")
+    assert code == 0
+    assert out.count("not looked at: Curvature: no closure <b>") == 2
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("not looked at: Curvature: no closure &lt;b&gt;") == 2
+    _, told = doctor(capsys, tmp_path / "a", "--json")
+    assert json.loads(told)[0]["left_out"] == left_out
