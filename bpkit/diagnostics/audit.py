@@ -95,7 +95,9 @@ class Audit(Diagnostic):
             raise BpkitError(f"audit: exclude must be a list, such as [{exclude!r}], not {exclude!r}")
         self._layers, self._exclude = layers, frozenset(exclude)
         self._captures: Captures | None = None
+        self._last: Sample | None = None  # of those without anything to compare
         self._now: dict[str, float] = {}
+        self._met = False
         self._faults: dict[str, _Fault] = {}
         self.errors: dict[str, float] = {}
         self.skipped: dict[str, str] = {}
@@ -113,6 +115,8 @@ class Audit(Diagnostic):
         if self._captures is None:
             return
         calls, self._captures.calls = self._captures.calls, {}
+        self._met = self._met or bool(calls) or bool(self._captures.failed)
+        self._last = None if self._met else sample
         for name, call in calls.items():
             self._try(name, call)
         self.skipped.update(self._captures.failed)
@@ -126,6 +130,11 @@ class Audit(Diagnostic):
     def columns(self, sample: Sample) -> Mapping[str, Mapping[str, float]]:
         """`audit`: relative error of the layers whose turn it was."""
         return {"audit": self._now}
+
+    def close(self) -> Iterable[Finding]:
+        """A note where there was nothing to compare."""
+        if self._last is not None:
+            yield self._last.finding("audit", (), {}, _NOTHING, severity="info")
 
     def _try(self, name: str, call: Call) -> None:
         if not call.finite:
@@ -172,6 +181,12 @@ class Audit(Diagnostic):
             f"{name} {reason}; bpkit.verify(…, reference=…) proves it against a formula of yours",
             severity="info",
         )
+
+
+_NOTHING = (
+    "nothing was compared: no module that ran has a hand-written backward or uses a custom Function "
+    "(bpkit.convert(model) gives torch's modules theirs; under torch.compile none is seen)"
+)
 
 
 def judge(trial: Trial) -> Judgement:

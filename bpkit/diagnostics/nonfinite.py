@@ -3,30 +3,35 @@
 One step spreads it to every weight, and all layers then have it: what counts is the first producer. It is
 the one whose own inputs were finite: the batch, a module in its forward, what stands between two modules,
 the loss, a module in its backward, or the optimizer. On a sampled step that is seen as it happens; on any
-other the step is run once more on a copy (`Sentinel`). Steps that a loss scaler skips never get here: there
-overflow is how the scale is found.
+other the step is run once more on a copy (`Sentinel`).
+
+A step that a loss scaler skips is none: overflow is how the scale is found. Where it skips every one, for a
+forward that overflows, or at whatever scale, no sample comes, and the finding is made in between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import isfinite, isnan
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bpkit.core.finding import Finding
 from bpkit.diagnostics.diagnostic import Diagnostic
-from bpkit.diagnostics.instruments import Deltas, Finite, GradientNorm, Sentinel, WeightNorm
-from bpkit.diagnostics.network import ModuleInfo
-from bpkit.diagnostics.sample import Sample
+from bpkit.diagnostics.instruments import (
+    Deltas,
+    Finite,
+    GradientNorm,
+    Instrument,
+    Sentinel,
+    WeightNorm,
+)
+from bpkit.diagnostics.instruments.figures import Value
+from bpkit.diagnostics.producer import Seen, by_gradients
+from bpkit.diagnostics.sample import Reading, Sample
 
-
-@dataclass(frozen=True)
-class Producer:
-    """Who made the first value that is not finite."""
-
-    layers: tuple[str, ...]
-    advice: str
+if TYPE_CHECKING:
+    from bpkit.diagnostics.watcher import Watcher
 
 
 class Nonfinite(Diagnostic):
@@ -38,6 +43,19 @@ class Nonfinite(Diagnostic):
     def __init__(self) -> None:
         self._first: Finding | None = None
         self._usual: set[str] = set()  # modules that give infinities in good health, such as masks
+
+    def attach(self, watcher: Watcher) -> None:
+        """Have it told at once when no step is taken any more."""
+
+        def skipped(values: Sequence[Value], scale: float | None) -> None:
+            reading: dict[type[Instrument], Reading] = {
+                Sentinel: Reading(tuple(values), Sentinel.provenance, Sentinel.columns)
+            }
+            sample = Sample(watcher.step + 1, watcher.subject.network, reading)
+            for finding in self._skipped(sample, scale):
+                watcher.report(self, finding)
+
+        watcher.instrument(Sentinel).skipped = skipped
 
     def observe(self, sample: Sample) -> Iterable[Finding]:
         """A finding for every sample with a norm that is not finite."""
@@ -52,8 +70,7 @@ class Nonfinite(Diagnostic):
         yield replace(self._first, last_step=sample.step)
 
     def _finding(self, sample: Sample, norms: Mapping[str, float], bad: tuple[str, ...]) -> Finding:
-        seen = _Seen(sample, self._usual)
-        producer = seen.producer() or _by_gradients(sample, bad)
+        producer = Seen(sample, self._usual).producer() or by_gradients(sample, bad)
         weights = sum(not isfinite(norm) for norm in sample.by_layer(WeightNorm).values())
         evidence = {
             "layers_nonfinite": float(len(bad)),
@@ -63,173 +80,26 @@ class Nonfinite(Diagnostic):
         }
         return sample.finding("nonfinite", producer.layers, evidence, producer.advice, severity="critical")
 
-
-@dataclass(frozen=True)
-class _Module:
-    """A module, whether its inputs and outputs were not finite, and the norms of the errors at both."""
-
-    info: ModuleInfo
-    inputs: bool
-    outputs: bool
-    out: float | None
-    back: float | None
-
-
-class _Seen:
-    """What was not finite at each module, in the order of the forward."""
-
-    def __init__(self, sample: Sample, usual: set[str]) -> None:
-        self._network, self._again = sample.network, False
-        modules = self._network.modules
-        nothing: tuple[Any, ...] = (None,) * len(modules)
-        forward = sample[Finite] if sample.has(Finite) else nothing
-        back = sample[Deltas] if sample.has(Deltas) else nothing
-        if all(value is None for value in forward):
-            self._again = True
-            forward = back = sample[Sentinel]
-        places: Sequence[int] = sample.called or range(len(modules))
-        self._late = self._again and any(value is not None and all(map(isnan, value)) for value in forward)
-        if self._again:
-            places = sorted((each for each in places if forward[each]), key=lambda each: forward[each][0])
-        self._order = [
-            _Module(
-                modules[place],
-                inputs=forward[place][-4 if self._again else 0] > 0,
-                outputs=forward[place][-3 if self._again else 1] > 0,
-                out=None if back[place] is None else back[place][-2],
-                back=None if back[place] is None else back[place][-1],
-            )
-            for place in places
-            if forward[place] is not None
-        ]
-        self._usual = usual
-        self._bad_weights = [
-            layer for layer, norm in sample.by_layer(WeightNorm).items() if not isfinite(norm)
-        ]
-        self._step = sample.step
-
-    def producer(self) -> Producer | None:
-        """The first one, None where nothing was seen of the modules."""
-        if self._late:
-            return Producer(
-                tuple(self._bad_weights),
-                f"it reached the weights in step {self._step - 1}, and who made it is not known: on "
-                f"this device a "
-                "step that is not sampled is looked at when it is over. Go back to a checkpoint from "
-                "before and "
-                "watch every step from there, bpkit.watch(..., every=1, budget=1.0)",
-            )
-        if self._bad_weights:
-            layer = self._bad_weights[0]
-            return Producer(
-                tuple(self._bad_weights),
-                f"the optimizer: weights, of '{layer}' first, were no longer finite when step "
-                f"{self._step} began, "
-                "though its gradients had been: go back to a checkpoint from before, lower the learning "
-                "rate, and "
-                "look for a division by zero in the update (eps of Adam, a rate that is not finite)",
-            )
-        if not self._order:
-            return None
-        return self._in_forward() or self._in_backward()
-
-    def _in_forward(self) -> Producer | None:
-        before = None
-        for each in self._order:
-            name, kind = each.info
-            if each.inputs and before is None:
-                return Producer(
-                    (name,),
-                    f"the batch: the input of '{name}', the first module, is not finite: look for "
-                    f"missing values, "
-                    "a division by a standard deviation of zero or a log of zero where the data is prepared",
-                )
-            if each.inputs and before not in self._usual:
-                inner = self._network.inner(before or name, name)
-                return Producer(
-                    (*inner, before or name, name),
-                    f"the forward, between '{before}', whose output is finite, and '{name}', whose "
-                    f"input is not: "
-                    "look at what the model computes there (sqrt, log, division, exp)",
-                )
-            if each.outputs and name not in self._usual:
-                return Producer(
-                    (name,),
-                    f"'{name}' ({kind}), in its forward: its input is finite, its output is not. Look "
-                    f"for log, "
-                    "sqrt or division at 0 and exp of large numbers in it; a clamp or an eps keeps it finite",
-                )
-            before = name
-        return None
-
-    def _in_backward(self) -> Producer:
-        behind = None
-        for each in reversed(self._order):
-            name, kind = each.info
-            if _bad(each.out):
-                if behind is None and not self._again:
-                    return _loss(name)
-                if behind is not None:
-                    inner = self._network.inner(name, behind)
-                    return Producer(
-                        (*inner, name, behind),
-                        f"the backward{_named(inner)}, between '{behind}' and '{name}': the gradient that "
-                        f"leaves '{behind}' is finite, that which reaches '{name}' is not. Look between them "
-                        "for an infinite slope (sqrt or norm at 0) or a 0 times infinity behind torch.where",
-                    )
-            if _bad(each.back):
-                return Producer(
-                    (name,),
-                    f"'{name}' ({kind}), in its backward: all outputs are finite, and the gradient that "
-                    f"it hands "
-                    "on is not. A slope in it is infinite (sqrt or norm at 0, a power below 1), or "
-                    "torch.where "
-                    "hides a branch whose gradient is 0 times infinity: keep its argument away from there",
-                )
-            if each.out is not None and isfinite(each.out) and each.out >= 0:
-                behind = name
-        if self._again:
-            return Producer(
-                (self._order[-1].info.name,),
-                "the loss, or something that does not happen twice: the model was run again on the same "
-                "batch, and "
-                "gives finite values both ways. Look for log, sqrt or division at 0 in the loss, and "
-                "use its form "
-                "on logits (cross_entropy, binary_cross_entropy_with_logits)",
-            )
-        return _loss(self._order[-1].info.name)
-
-
-def _named(inner: list[str]) -> str:
-    return f" of '{inner[0]}'" if inner else ""
-
-
-def _bad(norm: float | None) -> bool:
-    """Whether an error that came is not finite; one that did not come has no norm."""
-    return norm is not None and not isfinite(norm)
-
-
-def _loss(name: str) -> Producer:
-    return Producer(
-        (name,),
-        f"the loss: the output of '{name}' is finite, and the gradient that the loss gives for it is "
-        f"not. Look for "
-        "log, sqrt or division at 0 in the loss, use its form on logits (cross_entropy, binary_cross_entropy_"
-        "with_logits), and, after steps that were exploding, for plain overflow",
-    )
-
-
-def _by_gradients(sample: Sample, bad: tuple[str, ...]) -> Producer:
-    """What the gradients alone tell, of a model whose modules were not seen."""
-    if len(bad) == len(sample.by_layer(GradientNorm)):
-        return Producer(
-            bad,
-            "every layer has it and the weights are finite, so the loss had it: look for NaN in the batch, "
-            "for log, sqrt or division at 0 and exp of large numbers in the forward and in the loss, and, "
-            "after steps that were exploding, for plain overflow",
+    def _skipped(self, sample: Sample, scale: float | None) -> Iterable[Finding]:
+        if self._first is not None:
+            return
+        producer = Seen(sample, self._usual).producer()
+        advice = _NO_STEP
+        if scale is not None:
+            advice = f"{_SKIPS}, and its scale is {scale:.2g} by now: {_TOO_LARGE}"
+        self._first = sample.finding(
+            "nonfinite",
+            () if producer is None else producer.layers,
+            {} if scale is None else {"loss_scale": scale},
+            advice if producer is None else f"{advice}. First is {producer.advice}",
+            severity="critical",
         )
-    return Producer(
-        bad[-1:],
-        f"gradients below '{bad[-1]}' are finite above it: look at what follows '{bad[-1]}' in the forward "
-        "(log, sqrt, division, exp); torch.autograd.set_detect_anomaly(True) names the line",
-    )
+        yield self._first
+
+
+_NO_STEP = "gradients are not finite, backward after backward, and no step is taken on them"
+_SKIPS = "no step is taken: the loss scaler skips every one"
+_TOO_LARGE = (
+    "no scale mends what is not finite without it. Where a forward in float16 passes 65504, compute that "
+    "part in bfloat16 or float32 (torch.autocast(device, enabled=False)), or bring down what goes into it"
+)

@@ -34,7 +34,7 @@ DEAD = 0.5  # a factor below which ten steps leave a thousandth
 
 
 class TimeLags(Diagnostic):
-    """Decay or growth of the gradient over time lag inside `RNN`, `LSTM` and `GRU`."""
+    """Decay or growth of the gradient over time lag inside `RNN`, `LSTM` and `GRU`, and over cells' calls."""
 
     needs = (TimeLag, OutputError)
 
@@ -119,15 +119,16 @@ class _Layer:
 def _advice(sample: Sample, kind: str, layer: str, figures: Mapping[str, float]) -> str:
     """What fits the layer's class; its biases by their places."""
     cell = sample.network.kinds.get(layer, "")
+    weight = "weight_hh" if any(each in cell for each in ("RNN", "LSTM", "GRU")) else "weight"
     factor = f"every time step of '{layer}' multiplies the gradient by {figures['factor']:.2g}"
     if kind == "exploding":
         return (
             f"{factor}: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) before the step, start its "
-            "weight_hh with torch.nn.init.orthogonal_, and let the gradient go back fewer steps (detach the "
+            f"{weight} with torch.nn.init.orthogonal_, and let the gradient go back fewer steps (detach the "
             "state between pieces of the sequence)"
         )
     reach = f"{factor}, so that it reaches {figures['memory']:.0f} of {figures['steps']:.0f} steps back"
-    orthogonal = "start its weight_hh with torch.nn.init.orthogonal_"
+    orthogonal = f"start its {weight} with torch.nn.init.orthogonal_"
     if "LSTM" in cell or "GRU" in cell:
         gate = f"{'forget' if 'LSTM' in cell else 'update'} gate at 1 or more ({_gate(sample, layer, cell)})"
         closed = ", and look whether the gates saturate" if figures["factor"] < DEAD else ""
@@ -137,7 +138,9 @@ def _advice(sample: Sample, kind: str, layer: str, figures: Mapping[str, float])
 
 def _gate(sample: Sample, layer: str, cell: str) -> str:
     """The part of the bias that keeps the state: the second of its parts."""
+    suffix = "" if cell.endswith("Cell") else "_l0"
     shapes = {info.name: info.shape for info in sample.network.parameters}
-    rows = shapes.get(f"{layer}.weight_hh_l0" if layer != "model" else "weight_hh_l0", (0,))[0]
+    name = f"weight_hh{suffix}"
+    rows = shapes.get(name if layer == "model" else f"{layer}.{name}", (0,))[0]
     size = rows // (4 if "LSTM" in cell else 3)
-    return f"bias_ih_l0[{size}:{2 * size}]" if size else "the second part of bias_ih_l0"
+    return f"bias_ih{suffix}[{size}:{2 * size}]" if size else f"the second part of bias_ih{suffix}"

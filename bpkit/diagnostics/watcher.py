@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from bpkit.diagnostics.hooks import Handle, on_step
 from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.ledger import Ledger
 from bpkit.diagnostics.log import Log
+from bpkit.diagnostics.losses import Losses
 from bpkit.diagnostics.others import trains_others
 from bpkit.diagnostics.probe import Probe
 from bpkit.diagnostics.ranks import Ranks
@@ -41,7 +41,6 @@ logger = logging.getLogger("bpkit")
 
 Kind = TypeVar("Kind", bound=Instrument)
 
-PENDING = 1024  # losses that wait for the next sample, at most
 VERDICTS = 10  # samples from one writing of unchanged verdicts to the next: a running run is seen to run
 
 
@@ -86,8 +85,7 @@ class Watcher:
         needs = dict.fromkeys(need for each in diagnostics for need in (*each.needs, *each.wants))
         self._probe = Probe(subject, needs)
         self._ledger = Ledger()
-        self._losses: deque[tuple[int, Tensor | float]] = deque(maxlen=PENDING)
-        self._validations: deque[tuple[int, Tensor | float]] = deque(maxlen=PENDING)
+        self._losses = Losses()
         self.recorder: Recorder | None = None
         self.left_out: dict[str, str] = {}
         self._unlooked = 3  # losses whose graphs are looked at
@@ -135,13 +133,13 @@ class Watcher:
             self._unlooked -= 1
             if trains_others(value, self.subject.parameters):
                 self._probe.history.alone = False
-        self._losses.append((self._step, _given("loss", value)))
-        if len(self._losses) == PENDING and not self._probe.armed:
+        self._losses.add(self._step, value)
+        if self._losses.full and not self._probe.armed:
             self._probe.arm(light=True)  # they are read before one is lost
 
     def validation(self, value: Tensor | float) -> None:
         """The loss on data that is not trained on, read as `loss` is."""
-        self._validations.append((self._step, _given("validation", value)))
+        self._losses.add_validation(self._step, value)
 
     def batch(self, ids: Any) -> None:
         """What the step that comes trains on, such as the indices of its cases: for the record of a spike."""
@@ -151,7 +149,7 @@ class Watcher:
 
     def summary(self) -> str:
         """The findings, with where, when, evidence and advice; a line for a healthy run and for each note."""
-        if not self._step:
+        if not self._step and not self.findings:
             return "nothing seen yet: the optimizer has taken no step"
         grave = [each for each in self.findings if each.severity != "info"]
         notes = [each for each in self.findings if each.severity == "info"]
@@ -173,7 +171,7 @@ class Watcher:
         for diagnostic in tuple(self._diagnostics):
             self._run(diagnostic, lambda each: each.close(), self._step)
         if self._log is not None:
-            self._log.losses(self._losses, self._validations)
+            self._log.losses(*self._losses.take())
         self._write_verdicts(finished=True)
         if self._log is not None:
             self._log.close()
@@ -193,6 +191,7 @@ class Watcher:
 
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
         self._step += 1
+        self.optimizer = optimizer
         start = time.perf_counter()
         sampled = self._probe.armed
         if sampled:
@@ -222,11 +221,8 @@ class Watcher:
             )
             self.close()
             return
-        self.optimizer = optimizer
         self._probe.after_step(optimizer)
-        self.sample = self._probe.sample(self._step, tuple(self._losses), tuple(self._validations))
-        self._losses.clear()
-        self._validations.clear()
+        self.sample = self._probe.sample(self._step, *self._losses.take())
         self._probe.disarm()
         self._read(self.sample)
 
@@ -252,10 +248,15 @@ class Watcher:
             log.layers(sample, columns, histograms)
         if self._log is not None:
             self._log.losses(sample.losses, sample.validations)
-        if changed or (log is not None and self.schedule.samples % VERDICTS == 0):
+        if changed:
+            self._write_changes()
+        elif log is not None and self.schedule.samples % VERDICTS == 0:
             self._write_verdicts()
-        if changed and self._log is not None:
-            self._log.board.flush()  # a run that is killed has its verdicts on disk
+
+    def report(self, diagnostic: Diagnostic, finding: Finding) -> None:
+        """Note what a diagnostic finds between two samples, such as that no step is taken any more."""
+        if self._run(diagnostic, lambda _: [finding], finding.step):
+            self._write_changes()
 
     def _run(
         self, diagnostic: Diagnostic, reads: Callable[[Diagnostic], Iterable[Finding]], step: int
@@ -295,6 +296,11 @@ class Watcher:
         if self._log is not None:
             self._log.say(finding)
 
+    def _write_changes(self) -> None:
+        self._write_verdicts()
+        if self._log is not None:
+            self._log.board.flush()  # a run that is killed has its verdicts on disk
+
     def _write_verdicts(self, *, finished: bool = False) -> None:
         if self._log is not None:
             cost = {"seconds": self.seconds, "share": self.share, "samples": self.schedule.samples}
@@ -316,15 +322,3 @@ class Watcher:
 
 def _line(finding: Finding) -> str:
     return f"{finding.kind} in {finding.where}, {finding.since}: {finding.advice}"
-
-
-def _given(name: str, value: Tensor | float) -> Tensor | float:
-    """A loss as it is now: what is written over it later is another."""
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise BpkitError(f"watcher.{name}: one number, not a tensor of shape {tuple(value.shape)}")
-        return value.detach().reshape(()).clone()
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise BpkitError(f"watcher.{name}: a number or a tensor of one, not {value!r}") from None

@@ -115,7 +115,7 @@ def test_a_second_optimizer_that_takes_the_model_over(watched):
         + "tuning = torch.optim.Adam(model.parameters())"
         + LOOP.replace("12", "40").replace("optimizer", "tuning")
     )
-    assert [each.name for each in watching.watched] == ["model", "model-2"]
+    assert [each.name for each in watching.watched] == ["model"]
 
 
 def test_two_optimizers_of_one_model_are_one_watch(watched):

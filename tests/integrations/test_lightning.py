@@ -118,3 +118,35 @@ def test_an_exception_finishes_the_logs(model, loader, tmp_path):
     assert torch.autograd.backward is before
     assert watch.summary() == "healthy: nothing found in 3 steps"
     assert list((tmp_path / "logs").glob("events*"))
+
+
+class Size(nn.Module):
+    """|x| by a root, whose slope at 0 is infinite."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sqrt(x.square())
+
+
+class Blank(Module):
+    """One of its batches is all 0."""
+
+    batches = 0
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        self.batches += 1
+        x, y = batch
+        return super().training_step((x * (self.batches != 29), y), index)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_producer_between_samples_is_named_in_its_step(loader, tmp_path, accumulate):
+    """Lightning runs forward and backward inside the optimizer's step, and never calls the module itself."""
+    watch = Watch(diagnostics=["nonfinite"], every=100)
+    x, y = next(iter(loader))
+    net = nn.Sequential(
+        nn.Linear(x.shape[-1], 8, bias=False), nn.Tanh(), Size(), nn.Linear(8, 8), nn.Linear(8, y.shape[-1])
+    )
+    trainer(watch, tmp_path, max_epochs=4, accumulate_grad_batches=accumulate).fit(Blank(net), loader)
+    (finding,) = watch.findings
+    assert (finding.step, finding.layers) == (-(-29 // accumulate), ("net.2",)), finding
+    assert "in its backward" in finding.advice

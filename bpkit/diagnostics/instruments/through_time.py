@@ -47,7 +47,7 @@ def log_norms(module: nn.RNNBase, input: Tensor, states: Sequence[Tensor], error
         own = _oriented(own, direction)
         last, injected = _last(own)
         delta_z = stack.backward(_oriented(injected, direction), direction)
-        found.append(_by_lag(_log_norm(_oriented(delta_z, direction)), last))
+        found.append(_by_lag(log_norm(_oriented(delta_z, direction)), last))
     return torch.stack(found, 1)
 
 
@@ -154,7 +154,7 @@ def _last(error: Tensor) -> tuple[Tensor, Tensor]:
     return last, alone / torch.linalg.vector_norm(alone, dim=(0, 2), keepdim=True).clamp(min=0.5)
 
 
-def _log_norm(delta: Tensor) -> Tensor:
+def log_norm(delta: Tensor) -> Tensor:
     """Log ‖δ‖ over features, whose squares may be smaller than any number."""
     largest = delta.abs().amax(-1, keepdim=True)
     unit = delta / torch.where(largest > 0, largest, 1)

@@ -8,6 +8,7 @@ from math import log
 import torch
 from torch import Tensor, nn
 
+from bpkit.diagnostics.instruments.chains import Chains
 from bpkit.diagnostics.instruments.contributions import forward_is_torchs, wide
 from bpkit.diagnostics.instruments.figures import Figure, Figures
 from bpkit.diagnostics.instruments.instrument import Instrument
@@ -27,6 +28,9 @@ class TimeLag(Instrument):
     at the largest; `factor` what a step multiplies it by, on the geometric mean; `memory` the lag at which
     a thousandth of the first is left, or the largest. Root mean squares over cases and directions.
 
+    The same of a recurrence by hand, from ∂L/∂h_t over lag 0 (`chains.py`): of cells, of layers that are
+    called on what they gave.
+
     None for packed sequences, and for a class with a forward of its own.
     """
 
@@ -39,15 +43,21 @@ class TimeLag(Instrument):
         self._uses: dict[int, list[_Use]] = {}
         self._figures: dict[int, Tensor] = {}
         self._begun: dict[int, _Use] = {}
+        self._chains = Chains(self.listen)
 
     def on_input(self, call: int, place: int, module: nn.Module, inputs: list[Tensor]) -> None:
         self._begun.pop(place, None)
-        if not isinstance(module, nn.RNNBase) or module.mode not in FUNCTIONS or place in self._figures:
+        if not isinstance(module, nn.RNNBase):
+            self._chains.on_input(place, inputs)
+            return
+        if module.mode not in FUNCTIONS or place in self._figures:
             return
         if all(each.is_floating_point() for each in inputs) and inputs and forward_is_torchs(module):
             self._begun[place] = _Use(module, inputs)
 
     def on_output(self, call: int, place: int, module: nn.Module, outputs: list[Tensor]) -> None:
+        if not isinstance(module, nn.RNNBase):
+            self._chains.on_output(place, module, outputs)
         use = self._begun.pop(place, None)
         if use is not None and len(outputs) > 1 and outputs[0].requires_grad:
             self._uses.setdefault(place, []).append(use)
@@ -60,10 +70,13 @@ class TimeLag(Instrument):
             if heard is not None and place not in self._figures:
                 self._figures[place] = _figures(heard.log_norms())
         self._uses = {place: uses for place, uses in self._uses.items() if place not in self._figures}
+        for place, logs in self._chains.by_lag().items():
+            self._figures.setdefault(place, _figures(logs[:STEPS]))
 
     def read(self, lived: frozenset[int]) -> Figures:
         found: list[Figure] = [self._figures.get(place) for place in range(len(self.subject.modules))]
         self._uses, self._figures, self._begun = {}, {}, {}
+        self._chains = Chains(self.listen)
         return found
 
 
@@ -126,7 +139,7 @@ class _Use:
 
 
 def _figures(logs: Tensor) -> Tensor:
-    """What `TimeLag` has in its columns, from log norms [T, D, B]."""
+    """What `TimeLag` has in its columns, from log norms [T, D, B] or [T, B]."""
     logs = logs.flatten(1)
     there = (logs != -torch.inf).sum(1)
     profile = (torch.logsumexp(2 * logs, 1) - there.to(logs.dtype).log()) / 2

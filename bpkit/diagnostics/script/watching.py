@@ -181,6 +181,9 @@ class Watching:
 
     def _cede(self, found: Watched, optimizer: Optimizer, seen: _Seen) -> None:
         """Of several optimizers of a model the first tells its steps; when it has ended, another does."""
+        if found.watcher is not None and found.watcher.optimizer is optimizer:
+            found.optimizer, found.passed = ref(optimizer), 0  # the watch has followed by itself
+            return
         found.passed += 1
         model = found.model()
         if model is not None and (found.over or found.passed >= CEDED):

@@ -1,0 +1,170 @@
+"""What the model was last called with, and a second run of it on a copy, all of whose modules are seen."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from bpkit.diagnostics.aside import generators_kept, side_copy
+from bpkit.diagnostics.flow import Flow
+from bpkit.diagnostics.hooks import Handle, ModuleHook
+from bpkit.diagnostics.instruments.figures import Value, to_host
+from bpkit.diagnostics.instruments.modules import Deltas, Finite
+from bpkit.diagnostics.nested import tensors
+from bpkit.diagnostics.network import unwrapped
+from bpkit.diagnostics.subject import Subject
+
+KEPT = 8  # calls: of parts of the model, or with parts of the batch
+LOOKS = 4  # steps in which the parts are looked for that are called, each a level deeper
+COLUMNS = ("order", *Finite.columns, *Deltas.columns)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a module was called with, the generator and the autocast of that moment."""
+
+    module: nn.Module
+    args: Any
+    kwargs: Any
+    generator: Tensor
+    autocast: tuple[str, torch.dtype] | None
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What a second run showed.
+
+    Attributes:
+        values: of each module of the subject `COLUMNS`, None for those that did not run.
+        finite: what the call gave was.
+    """
+
+    values: list[Value]
+    finite: bool
+
+    @property
+    def shows(self) -> bool:
+        """Whether something in it was not finite."""
+        return not (self.finite and all(map(_finite, self.values)))
+
+
+class Calls:
+    """Keeps the last calls of a model that record a graph; no copy of what they were given.
+
+    Of a model that is never called as a whole (a LightningModule), those of the parts that are.
+
+    Args:
+        subject: the model.
+        began: called at each, before it is kept; whether to keep it.
+    """
+
+    def __init__(self, subject: Subject, began: Callable[[], bool]) -> None:
+        self._began = began
+        self._kept: deque[Call] = deque(maxlen=KEPT)
+        self._hooks: list[Handle] = []
+        self._silent: list[tuple[nn.Module, ModuleHook]] = []  # hooked, and not called so far
+        self._looks = LOOKS
+        if subject.hookable:
+            self._listen_to([subject.model])
+
+    def take(self) -> list[Call]:
+        """Those since this was last asked."""
+        kept = list(self._kept)
+        self._kept.clear()
+        return kept
+
+    def look_inside(self) -> None:
+        """A step is over: where parts of the model were not called, listen to theirs."""
+        if not (self._looks and self._silent):
+            return
+        self._looks -= 1
+        silent, self._silent = self._silent, []
+        if any(hook.traced for _, hook in silent):
+            self._looks = 0  # it is called, and compiled into the caller
+            return
+        for module, _ in silent:
+            if not (hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None)):
+                self._listen_to(module.children())
+
+    def close(self) -> None:
+        """Take the hooks away."""
+        for hook in self._hooks:
+            hook.remove()
+        self._silent = []
+        self._kept.clear()
+
+    def _listen_to(self, modules: Iterable[nn.Module]) -> None:
+        for module in modules:
+            hook = ModuleHook(self._note)
+            self._silent.append((module, hook))
+            self._hooks.append(module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
+
+    def _note(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        # Inside a backward a checkpoint runs again.
+        if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
+            return
+        self._silent = [each for each in self._silent if each[0] is not module]
+        if self._began():
+            args, kwargs = _pytree.tree_map_only(Tensor, torch.detach, (args, kwargs))
+            first = next(module.parameters(), None)
+            kind = "cpu" if first is None else first.device.type
+            self._kept.append(Call(module, args, kwargs, torch.get_rng_state(), _autocast(kind)))
+
+
+def run_again(subject: Subject, call: Call) -> Rerun:
+    """Forward and backward of a copy of what was called, with the same random numbers.
+
+    The backward starts from random numbers, for what the loss gave is gone: what it shows that is not
+    finite is the model's own doing.
+    """
+    part = unwrapped(call.module)
+    twin = Subject(side_copy(part))
+    twin.model.zero_grad()
+    instruments = (Finite(twin), Deltas(twin))
+    flow = Flow(twin, instruments)
+    flow.arm()
+    for each in instruments:
+        each.arm()
+    kind, dtype = call.autocast or ("cpu", torch.bfloat16)
+    cast = torch.autocast(kind, dtype, enabled=call.autocast is not None, cache_enabled=False)
+    with generators_kept(twin.parameters), torch.enable_grad():
+        torch.set_rng_state(call.generator)
+        with cast:
+            given = tensors(twin.model(*call.args, **call.kwargs))
+        finite = [bool(each.detach().isfinite().all()) for each in given]
+        ends = [end for end, sound in zip(given, finite, strict=True) if sound and end.requires_grad]
+        if ends:
+            torch.autograd.backward(ends, [torch.randn_like(each) for each in ends])
+    flow.on_backward()
+    flow.disarm()
+    lived = frozenset(flow.lived | {1})  # the one call, whether or not a gradient came back
+    order = {place: float(number) for number, place in enumerate(flow.order)}
+    batches = [each.read(lived) for each in instruments]
+    values = [each.finish(numbers) for each, numbers in zip(batches, to_host(batches), strict=True)]
+    places = {id(module): place for place, module in enumerate(subject.modules)}
+    found: list[Value] = [None] * len(places)
+    for place, (module, *pair) in enumerate(zip(Subject(part).modules, *values, strict=True)):
+        if pair != [None, None]:
+            known = [each or (-1.0,) * 2 for each in pair]
+            found[places[id(module)]] = (order.get(place, -1.0), *known[0], *known[1])
+    return Rerun(found, all(finite))
+
+
+def _finite(value: Value) -> bool:
+    """Whether a module gave nothing but numbers, forward and backward."""
+    if not isinstance(value, tuple):
+        return True
+    _, *bad, out, back = value
+    return not any(each > 0 for each in bad) and isfinite(out) and isfinite(back)
+
+
+def _autocast(kind: str) -> tuple[str, torch.dtype] | None:
+    """The autocast of a kind of device, as it is here; None where there is none."""
+    return (kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
