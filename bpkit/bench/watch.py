@@ -86,7 +86,7 @@ class Training:
 
     def clock(self) -> float:
         """Seconds of this run's own turns."""
-        return self.had + time.perf_counter() - self.begun
+        return self.had + (time.perf_counter() - self.begun if self.begun else 0.0)
 
     def steps(self, count: int) -> None:
         """Train that many steps, and note the seconds of one."""

@@ -7,6 +7,7 @@ from collections import deque
 from torch import Tensor
 
 from bpkit.core.errors import BpkitError
+from bpkit.diagnostics.shards import local
 
 PENDING = 1024  # that wait for the next sample, at most
 
@@ -46,7 +47,7 @@ def _given(name: str, value: Tensor | float) -> Tensor | float:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise BpkitError(f"watcher.{name}: one number, not a tensor of shape {tuple(value.shape)}")
-        return value.detach().reshape(()).clone()
+        return local(value.detach()).reshape(()).clone()
     try:
         return float(value)
     except (TypeError, ValueError):

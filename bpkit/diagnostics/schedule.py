@@ -10,6 +10,7 @@ from statistics import median
 from bpkit.diagnostics.ranks import Ranks
 
 DENSE = 10  # the first steps, all sampled: where initialisation and rate show
+MOST = 2.0  # times what a sample takes in its hooks, that it takes in all
 FIRST = 200  # steps that are sampled as asked, whatever it costs: a budget is a share of a long run
 
 
@@ -95,3 +96,33 @@ class Schedule:
         if not self._ranks.leads and not 0 <= step - self._listened < self.every:
             self._listened = step
             self._pending = self._ranks.heard() or self._pending
+
+
+class Pace:
+    """How much longer sampled steps take than the others: more than what clocks around the hooks show.
+
+    The graph is walked, memory is asked for, caches are cold. But a step can be long for reasons of its own,
+    such as an evaluation, so that no more than `MOST` times the time in the hooks is laid to the sample.
+
+    Args:
+        schedule: whose clock it is.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._usual: deque[float] = deque(maxlen=9)
+        self._end: float | None = None
+
+    def cost(self, seconds: float) -> float:
+        """What the sample of the step that ends took, which took so many seconds in the hooks."""
+        if self._end is None or not self._usual:
+            return seconds
+        longer = self._schedule.clock() - self._end - median(self._usual)
+        return min(max(seconds, longer), MOST * seconds)
+
+    def step(self, *, sampled: bool) -> None:
+        """A step has ended, and what was to be done at its end."""
+        now = self._schedule.clock()
+        if self._end is not None and not sampled:
+            self._usual.append(now - self._end)
+        self._end = now

@@ -33,8 +33,9 @@ from bpkit.diagnostics.probe import Probe
 from bpkit.diagnostics.ranks import Ranks
 from bpkit.diagnostics.recorder import Recorder
 from bpkit.diagnostics.sample import Sample
-from bpkit.diagnostics.schedule import Schedule
+from bpkit.diagnostics.schedule import Pace, Schedule
 from bpkit.diagnostics.subject import Subject
+from bpkit.diagnostics.summary import summary
 from bpkit.tensorboard import Writer, record
 
 logger = logging.getLogger("bpkit")
@@ -90,6 +91,7 @@ class Watcher:
         self.left_out: dict[str, str] = {}
         self._unlooked = 3  # losses whose graphs are looked at
         self._seconds = 0.0
+        self._pace = Pace(schedule)
         self._closed = False
         self._step = 0
         self._step_hooks: list[Handle] = []
@@ -149,15 +151,7 @@ class Watcher:
 
     def summary(self) -> str:
         """The findings, with where, when, evidence and advice; a line for a healthy run and for each note."""
-        if not self._step and not self.findings:
-            return "nothing seen yet: the optimizer has taken no step"
-        grave = [each for each in self.findings if each.severity != "info"]
-        notes = [each for each in self.findings if each.severity == "info"]
-        left = [f"not looked at: {name}: {why}" for name, why in self.left_out.items()]
-        if not grave and not self._diagnostics:
-            return "\n".join([f"nothing looked at in {self._step} steps", *left])
-        head = [] if grave else [f"healthy: nothing found in {self._step} steps"]
-        return "\n".join([*head, *map(str, grave), *(f"info: {_line(each)}" for each in notes), *left])
+        return summary(self._step, self.findings, self.left_out, looking=bool(self._diagnostics))
 
     def close(self) -> None:
         """Take all hooks away and finish the logs; findings stay."""
@@ -203,8 +197,9 @@ class Watcher:
         self._seconds += time.perf_counter() - start
         if sampled:
             schedule = self.light_schedule if light else self.schedule
-            schedule.took(self._step, self._seconds + self._probe.took())
+            schedule.took(self._step, self._pace.cost(self._seconds + self._probe.took()))
             self._seconds = 0.0
+        self._pace.step(sampled=sampled)
 
     def _look_ahead(self) -> None:
         """Arm for the next step, if it is to be sampled."""
@@ -318,7 +313,3 @@ class Watcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _line(finding: Finding) -> str:
-    return f"{finding.kind} in {finding.where}, {finding.since}: {finding.advice}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from bpkit.diagnostics.instruments import (
     GradientHistogram,
     Instrument,
     Update,
+    activations,
     by_rows,
 )
 from bpkit.diagnostics.instruments.figures import STACKED, batch, to_host
@@ -163,16 +165,124 @@ class InALoop(nn.Module):
         return x
 
 
-def test_a_module_that_runs_a_hundred_times_holds_no_more_than_its_first_calls() -> None:
+def test_a_module_that_runs_a_hundred_times_is_looked_at_in_its_first_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stacked: list[int] = []
+    taken = activations._moments
+    monkeypatch.setattr(
+        activations, "_moments", lambda rows, bounds: stacked.append(len(rows)) or taken(rows, bounds)
+    )
     model = InALoop()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with bpkit.watch(model, optimizer, diagnostics=["saturated"]) as watcher:
         model(torch.randn(8, 4)).sum().backward()
-        assert len(vars(watcher.instrument(Activations))["_outputs"]) == 32
         optimizer.step()
         assert watcher.sample is not None
         (mean,) = watcher.sample.by_module(Activations, "mean").values()
-        assert abs(mean) < 10
+    assert sum(stacked) == 2 * activations.CALLS  # inputs and outputs, between which tanh is
+    assert abs(mean) < 10
+
+
+def test_what_waits_for_its_moments_is_bounded_however_many_parts_a_batch_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(activations, "HELD", 4096)
+    sizes: list[int] = []
+    taken = activations._moments
+    monkeypatch.setattr(
+        activations, "_moments", lambda rows, bounds: sizes.append(rows.numel()) or taken(rows, bounds)
+    )
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
+    optimizer, x = torch.optim.SGD(model.parameters(), 0.1), torch.randn(32, 8, 64)
+    with bpkit.watch(model, optimizer, diagnostics=["saturated"]) as watcher:
+        for part in x:
+            model(part).sum().backward()
+        optimizer.step()
+        assert watcher.sample is not None
+        means = watcher.sample.column(Activations, "input")
+    assert max(sizes) <= 4096 + 512
+    assert len(sizes) > 10
+    assert means[0] == pytest.approx(
+        float(x.square().mean((1, 2)).sqrt().mean()), rel=1e-4
+    )  # of all parts alike
+
+
+@pytest.mark.parametrize("behind", [nn.Identity(), nn.Dropout(0.0)], ids=["identity", "dropout"])
+def test_a_tensor_that_is_handed_on_counts_for_each_module_by_its_own_bounds(behind: nn.Module) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), behind)
+    with torch.no_grad():
+        model[0].weight.mul_(100)
+    saturated = _train(model, torch.randn(16, 4), 1).samples[0].column(Activations, "saturated")
+    assert saturated[1] is not None
+    assert saturated[1] > 0.8
+    assert saturated[2] != saturated[2]
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1.0, 1e10])
+def test_kurtosis_does_not_depend_on_the_size(size: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Identity(), nn.Linear(64, 1))
+    kurtosis = _train(model, torch.randn(128, 64) * size, 1).samples[0].column(Activations, "kurtosis")
+    assert kurtosis[0] == pytest.approx(3, abs=0.2)
+
+
+def test_batches_made_in_inference_mode_are_measured() -> None:
+    with torch.inference_mode():
+        x = torch.randn(16, 4)
+
+    class Copies(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.clone()
+
+    model = nn.Sequential(nn.Identity(), Copies(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with bpkit.watch(model, optimizer) as watcher:
+        model(x).sum().backward()
+        optimizer.step()
+    assert watcher.left_out == {}
+
+
+def test_updates_of_a_wide_layer_are_not_those_of_a_few_columns() -> None:
+    """Every n-th element must not be the same column: of images, the border, where nothing is."""
+    torch.manual_seed(0)
+    x = torch.randn(16, 784)
+    x[:, ::4] = 0  # as many columns as a stride of 196 would meet
+    model = nn.Sequential(nn.Linear(784, 4096), nn.Linear(4096, 1))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    reads, before = Reads(), model[0].weight.detach().clone()
+    with bpkit.watch(model, optimizer, diagnostics=[reads]):
+        model(x).square().mean().backward()
+        optimizer.step()
+    true = float((model[0].weight.detach() - before).norm())
+    measured = reads.samples[0].column(Update, "norm")[0]
+    assert measured == pytest.approx(true, rel=0.1)
+    assert reads.samples[0].column(Update, "asked")[0] == pytest.approx(0.75, abs=0.02)
+
+
+class WritesUnseen(torch.autograd.Function):
+    """Multiplies by a hundredth, and its backward writes into what it is given, unseen by torch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x / 100
+
+    @staticmethod
+    def backward(ctx: Any, delta: Tensor) -> Tensor:
+        delta.numpy()[...] /= 100
+        return delta
+
+
+class Hundredth(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return WritesUnseen.apply(x)
+
+
+def test_a_backward_that_writes_over_its_error_has_its_gain() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Hundredth(), nn.Linear(4, 2))
+    sample = _train(model, torch.randn(8, 4), 1).samples[0]
+    (out, into) = sample[Deltas][1]
+    assert into / out == pytest.approx(0.01, rel=1e-3)
 
 
 def test_directions_and_updates_are_those_of_each_parameter_alone() -> None:

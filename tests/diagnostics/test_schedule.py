@@ -66,3 +66,24 @@ def test_the_others_follow(every: int, leads_ahead: bool, seed: int, monkeypatch
     assert first.full.every >= 4 * every
     assert first.light.every > every
     assert other.full.every == first.full.every
+
+
+def test_a_sample_costs_what_its_step_takes_longer_up_to_twice_the_time_in_its_hooks() -> None:
+    now = 0.0
+    timed = Schedule(10, 0.03)
+    timed.use(lambda: now)
+    pace = schedule.Pace(timed)
+    assert pace.cost(0.25) == 0.25  # nothing is known yet
+    for seconds in (1.0, 1.0, 9.0, 1.0):  # one with an evaluation
+        pace.step(sampled=False)
+        now += seconds
+    pace.step(sampled=False)
+    now += 1.1
+    assert pace.cost(0.25) == 0.25
+    now += 0.3
+    assert pace.cost(0.25) == pytest.approx(0.4)
+    now += 100
+    assert pace.cost(0.25) == 0.5
+    pace.step(sampled=True)
+    now += 1.3
+    assert pace.cost(0.25) == pytest.approx(0.3)  # the sampled step is none of the usual ones

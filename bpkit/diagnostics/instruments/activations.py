@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from math import gcd, nan, sqrt
+from math import nan, sqrt
 
 import torch
 from torch import Tensor, nn
 
-from bpkit.diagnostics.instruments.figures import STACKED, Batch, Value
+from bpkit.diagnostics.instruments.figures import STACKED, Batch, Value, few
 from bpkit.diagnostics.instruments.instrument import Instrument
+from bpkit.diagnostics.instruments.last import Last
 from bpkit.diagnostics.sample import Provenance
-from bpkit.diagnostics.shards import local
 
 ELEMENTS = 1 << 13  # of one activation that its moments are taken over: 1.1 % of their size
-HELD = 1 << 24  # elements of all modules: 64 MiB of float32; of large models fewer of each
+HELD = 1 << 24  # elements that wait at once: 64 MiB of float32; of large models fewer of each
 CALLS = 32  # of one module in one forward that are looked at: one that runs a step in time runs often
 
 # Where an activation's slope is a twentieth of its steepest or less, by the size of its output.
@@ -38,12 +38,11 @@ _INPUTS: dict[str, tuple[float, float]] = {
 class Activations(Instrument):
     """The first output of each module: mean, standard deviation, kurtosis, share of zeros and of saturation.
 
-    Moments of at most 8,192 elements, evenly spread; means over the calls of a module, of its first 32 in a
-    forward. `saturated` is the
-    share of outputs whose slope is a twentieth of the activation's steepest or less, NaN for a module that is
-    no bounded activation. `largest` is the greatest size; `input` the root mean square of the first input,
-    NaN without one. Where the output goes on into an activation that is called as a function, `zeros` and
-    `saturated` are of that.
+    Moments of at most 8,192 elements, evenly spread; means over the calls of a module, of which 32 in a
+    forward are looked at. `saturated` is the share of outputs whose slope is a twentieth of the activation's
+    steepest or less, NaN for a module that is no bounded activation. `largest` is the greatest size; `input`
+    the root mean square of the first input, NaN without one. Where the output goes on into an activation that
+    is called as a function, `zeros` and `saturated` are of that.
     """
 
     of = "modules"
@@ -52,6 +51,7 @@ class Activations(Instrument):
 
     def arm(self) -> None:
         self._kept = _Kept(min(ELEMENTS, max(HELD // max(1, len(self.subject.modules)), 512)))
+        self._last: Last[int] = Last()
         self._inputs: dict[tuple[int, int], int] = {}
         self._calls: Counter[tuple[int, int]] = Counter()
         self._outputs: list[tuple[int, int, int, int | None]] = []  # call, place, what is kept of both ends
@@ -59,19 +59,19 @@ class Activations(Instrument):
     def on_input(self, call: int, place: int, module: nn.Module, inputs: list[Tensor]) -> None:
         self._calls[call, place] += 1
         if inputs and inputs[0].numel() and self._calls[call, place] <= CALLS:
-            self._inputs[call, place] = self._kept.keep(inputs[0])
+            known = self._last.of(inputs[0])
+            self._inputs[call, place] = self._kept.keep(inputs[0]) if known is None else known
 
     def on_output(self, call: int, place: int, module: nn.Module, outputs: list[Tensor]) -> None:
         given = self._inputs.pop((call, place), None)
         if outputs and outputs[0].numel() and self._calls[call, place] <= CALLS:
-            self._outputs.append((call, place, self._kept.keep(outputs[0]), given))
+            number = self._kept.keep(outputs[0], self._bounds(place))
+            self._last.set(outputs[0], number)
+            self._outputs.append((call, place, number, given))
 
     def read(self, lived: frozenset[int]) -> Batch:
-        kept, outputs = self._kept, [each for each in self._outputs if each[0] in lived]
-        bounds = {place: self._bounds(place) for place in {place for _, place, _, _ in outputs}}
-        for _, place, output, _ in outputs:
-            kept.bounds[output] = bounds[place]
-        tensors, order = kept.moments()
+        outputs = [each for each in self._outputs if each[0] in lived]
+        tensors, order = self._kept.moments()
         count = len(self.subject.modules)
         self.arm()
 
@@ -80,19 +80,9 @@ class Activations(Instrument):
             moments = dict(zip(order, rows, strict=True))
             by_place: dict[int, list[tuple[float, ...]]] = {}
             for _, place, output, given in outputs:
-                mean, variance, fourth, zeros, saturated, largest = moments[output]
+                mean, variance, *others = moments[output]
                 fed = nan if given is None else _rms(*moments[given][:2])
-                by_place.setdefault(place, []).append(
-                    (
-                        mean,
-                        sqrt(variance),
-                        fourth / (variance * variance) if variance * variance else nan,
-                        zeros,
-                        saturated if bounds[place][0] < bounds[place][1] else nan,
-                        largest,
-                        fed,
-                    )
-                )
+                by_place.setdefault(place, []).append((mean, sqrt(variance), *others, fed))
             found: list[Value] = [None] * count
             for place, figures in by_place.items():
                 found[place] = tuple(sum(column) / len(column) for column in zip(*figures, strict=True))
@@ -100,7 +90,7 @@ class Activations(Instrument):
 
         return Batch(tensors, finish)
 
-    def _bounds(self, place: int) -> tuple[float, float, float]:
+    def _bounds(self, place: int) -> _Bounds:
         """Outputs below and above which it saturates, and up to which they count as zeros; NaN for none."""
         kind = self.subject.activation(place)
         if kind != self.subject.network.modules[place].kind:  # called as a function, on this output
@@ -108,56 +98,63 @@ class Activations(Instrument):
         return (*_bounds(self.subject.modules[place]), nan)
 
 
-_MOMENTS = 6  # mean, variance, fourth central moment, zeros, saturated, largest
+_Bounds = tuple[float, float, float]
+_NONE = nan, nan, nan
+_MOMENTS = 6  # mean, variance, kurtosis, zeros, saturated, largest
 
 
 class _Kept:
-    """A few elements of each tensor that passes; once of one that is an output, then the next's input."""
+    """A few elements of each tensor that passes, until there are so many that their moments are taken."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self.bounds: dict[int, tuple[float, float, float]] = {}
-        self._elements: list[Tensor] = []
-        self._last: tuple[Tensor, int, int] | None = None
+        self._count = self._elements = 0
+        self._waiting: dict[tuple[torch.device, torch.dtype, int], list[tuple[int, Tensor, _Bounds]]] = {}
+        self._tables: list[Tensor] = []
+        self._order: list[int] = []
 
-    def keep(self, tensor: Tensor) -> int:
+    def keep(self, tensor: Tensor, bounds: _Bounds = _NONE) -> int:
         """Its number."""
-        last = self._last
-        if last is None or last[0] is not tensor or last[1] != tensor._version:
-            self._elements.append(_few(tensor, self._most))
-            self._last = last = tensor, tensor._version, len(self._elements) - 1
-        return last[2]
+        some = _few(tensor, self._most)
+        group = self._waiting.setdefault((some.device, some.dtype, len(some)), [])
+        group.append((self._count, some, bounds))
+        self._count += 1
+        self._elements += len(some)
+        if self._elements > HELD:  # of many calls, or of many parts of a batch
+            self._settle()
+        return self._count - 1
 
     def moments(self) -> tuple[list[Tensor], list[int]]:
         """[rows, moments] of those that are alike, and the numbers of all rows in order."""
-        groups: dict[tuple[torch.device, torch.dtype, int], list[int]] = {}
-        for number, few in enumerate(self._elements):
-            groups.setdefault((few.device, few.dtype, len(few)), []).append(number)
-        tensors, order = [], []
-        for (_, _, length), group in groups.items():
-            most = STACKED // length
+        self._settle()
+        return self._tables, self._order
+
+    def _settle(self) -> None:
+        for (_, _, length), group in self._waiting.items():
+            most = max(1, STACKED // length)
             for start in range(0, len(group), most):
-                part = group[start : start + most]
-                rows = torch.stack([self._elements[number] for number in part])
-                bounds = [self.bounds.get(number, (nan, nan, nan)) for number in part]
-                tensors.append(_moments(rows, rows.new_tensor(bounds)))
-                order += part
-        return tensors, order
+                numbers, some, bounds = zip(*group[start : start + most], strict=True)
+                rows = torch.stack(some)
+                self._tables.append(_moments(rows, rows.new_tensor(bounds)))
+                self._order += numbers
+        self._waiting, self._elements = {}, 0
 
 
 def _moments(rows: Tensor, bounds: Tensor) -> Tensor:
     below, above, zero = bounds.unsqueeze(1).unbind(2)
     mean = rows.mean(1, keepdim=True)
-    square = (rows - mean).square_()
+    centred = rows - mean
+    variance = centred.square().mean(1, keepdim=True)
+    saturated = ((rows <= below) | (rows >= above)).to(rows.dtype).mean(1, keepdim=True)
     found = (
-        mean.squeeze(1),
-        square.mean(1),
-        square.square_().mean(1),
-        ((rows == 0) | (rows <= zero)).to(rows.dtype).mean(1),
-        ((rows <= below) | (rows >= above)).to(rows.dtype).mean(1),
-        rows.abs().amax(1),
+        mean,
+        variance,
+        (centred / variance.sqrt()).pow(4).mean(1, keepdim=True),
+        ((rows == 0) | (rows <= zero)).to(rows.dtype).mean(1, keepdim=True),
+        saturated.where(below < above, torch.nan),
+        rows.abs().amax(1, keepdim=True),
     )
-    return torch.stack(found, 1)
+    return torch.cat(found, 1)
 
 
 def _rms(mean: float, variance: float) -> float:
@@ -175,15 +172,8 @@ def _bounds(module: nn.Module) -> tuple[float, float]:
 
 
 def _few(tensor: Tensor, most: int) -> Tensor:
-    """A copy of at most so many elements, in float32 or wider, at a stride that meets every feature alike."""
-    tensor = local(tensor.detach())
-    if not tensor.is_contiguous():  # in the order of memory, which need not be copied for it
-        tensor = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
-    flat = tensor.reshape(-1)
-    stride = -(-flat.numel() // most)
-    while stride > 1 and gcd(stride, tensor.shape[-1]) > 1:
-        stride += 1
-    few = flat[::stride]
-    if few.is_complex():
-        return few.abs()
-    return few.float() if few.dtype.itemsize < 4 else few.clone()
+    """A copy of some elements, in float32 or wider."""
+    found = few(tensor, most, in_order=False)
+    if found.is_complex():
+        return found.abs()
+    return found.float() if found.dtype.itemsize < 4 else found.clone()

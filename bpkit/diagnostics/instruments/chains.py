@@ -36,6 +36,8 @@ class _Chain:
 
     def hears(self, step: int) -> Callable[[Tensor], None]:
         def hook(delta: Tensor) -> None:
+            if self.calls < FEWEST:
+                return  # of nearly every layer: it is called once
             rows = wide(delta).reshape(delta.shape[0], -1) if delta.dim() > 1 else wide(delta).reshape(1, -1)
             self.errors[step] = log_norm(rows)
 

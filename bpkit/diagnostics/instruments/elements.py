@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bpkit.diagnostics.instruments.figures import Batch, Figures, Value, batch, by_rows, together
+from bpkit.diagnostics.instruments.figures import Batch, Figures, Value, batch, by_rows, few, together
 from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.instruments.norms import dense, over_ranks
 from bpkit.diagnostics.sample import Provenance, Sample
@@ -79,7 +79,7 @@ class Direction(Instrument):
             for each in (last, self._momenta)
         ]
         self._cosines = [_sums(_products, parameters, grads, other).then(_cosine) for other in others]
-        self._known = [each.grad is not None and not each.grad.is_sparse for each in parameters]
+        self._known = [each.grad is not None and each.grad.layout is torch.strided for each in parameters]
         self._last = {
             id(each): grad for each, grad in zip(parameters, grads, strict=True) if grad is not None
         }
@@ -149,8 +149,8 @@ class GradientHistogram(Instrument):
         self._samples += 1
         grads = [dense(each.grad) for each in self.subject.parameters]
         asked = self._samples % self.every == 1
-        few = [None if grad is None or not asked else _few(grad, FEW, copied=False) for grad in grads]
-        self._figures = by_rows(_counts, few)
+        some = [None if grad is None or not asked else _few(grad, FEW, copied=False) for grad in grads]
+        self._figures = by_rows(_counts, some)
 
     def read(self, lived: frozenset[int]) -> Batch:
         return self._figures
@@ -180,14 +180,14 @@ def _sums(
         columns: elements by parameter.
     """
     if not any(map(is_sharded, parameters)):
-        few = [None if each is None else each.numel() for each in columns[0]]
+        counts = [None if each is None else each.numel() for each in columns[0]]
 
         def finish(values: Sequence[Value]) -> list[Value]:
             return [
                 (*(value * (parameter.numel() / count) for value in each), float(parameter.numel()))
                 if isinstance(each, tuple) and count
                 else None
-                for each, count, parameter in zip(values, few, parameters, strict=True)
+                for each, count, parameter in zip(values, counts, parameters, strict=True)
             ]
 
         return together(finish, by_rows(function, *columns))
@@ -245,13 +245,10 @@ def _counts(values: Tensor) -> Tensor:
 
 def _few(tensor: Tensor, most: int, *, copied: bool = True) -> Tensor | None:
     """Up to `most` elements of this rank's part, evenly spread; None of what has none, or is sparse."""
-    if nn.parameter.is_lazy(tensor) or tensor.is_sparse:
+    if nn.parameter.is_lazy(tensor) or tensor.layout is not torch.strided or not local(tensor).numel():
         return None
-    flat = local(tensor.detach()).reshape(-1)
-    if not flat.numel():
-        return None
-    few = flat[:: -(-flat.numel() // most)]
-    return few.clone() if copied else few
+    found = few(tensor, most)
+    return found.clone() if copied else found
 
 
 def _alike(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
+from math import gcd
 
 import torch
 from torch import Tensor
+
+from bpkit.diagnostics.shards import local
 
 Value = tuple[float, ...] | float | None
 Figure = Tensor | float | Sequence[float] | None
@@ -63,6 +66,27 @@ def together(finish: Callable[..., Sequence[Value]], *batches: Batch) -> Batch:
     return Batch([tensor for each in batches for tensor in each.tensors], whole)
 
 
+def few(tensor: Tensor, most: int, *, in_order: bool = True) -> Tensor:
+    """At most so many elements of this rank's part, flat: a view where that can be.
+
+    The stride has no divisor in common with the last axis, so that every feature is met as often.
+
+    Args:
+        tensor: dense, and not empty.
+        most: elements.
+        in_order: as the axes are, for elements of tensors that are compared; else as they lie in memory, so
+            that nothing has to be copied for it.
+    """
+    tensor = local(tensor.detach())
+    if not in_order and not tensor.is_contiguous():
+        tensor = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
+    flat = tensor.reshape(-1)
+    stride = -(-flat.numel() // most)
+    while stride > 1 and gcd(stride, tensor.shape[-1]) > 1:
+        stride += 1
+    return flat[::stride]
+
+
 def to_host(batches: Sequence[Batch]) -> list[Sequence[list[float]]]:
     """The numbers of the tensors of each batch, by one copy from each device that holds some."""
     tensors = [tensor for each in batches for tensor in each.tensors]
@@ -71,7 +95,7 @@ def to_host(batches: Sequence[Batch]) -> list[Sequence[list[float]]]:
         places.setdefault(tensor.device, []).append(place)
     found: list[list[float]] = [[] for _ in tensors]
     for own in places.values():
-        parts = [_real(tensors[place]).reshape(-1) for place in own]
+        parts = [_real(local(tensors[place])).reshape(-1) for place in own]
         numbers = torch.cat(parts).tolist()  # as wide as the widest
         start = 0
         for place, part in zip(own, parts, strict=True):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bpkit.diagnostics.instruments.figures import Batch, Figures, Value
 from bpkit.diagnostics.instruments.instrument import Instrument
+from bpkit.diagnostics.instruments.last import Last
 from bpkit.diagnostics.instruments.norms import real
 from bpkit.diagnostics.sample import Provenance
 from bpkit.diagnostics.shards import local
@@ -64,27 +65,25 @@ class Finite(_Calls):
 
     def arm(self) -> None:
         super().arm()
-        self._last: tuple[Tensor, int, Tensor] | None = None
+        self._last: Last[Tensor] = Last()
 
     def on_input(self, call: int, place: int, module: nn.Module, inputs: list[Tensor]) -> None:
         for tensor in inputs:
-            self._sum(call, place, 0, tensor)
+            known = self._last.of(tensor)
+            self._note(call, place, 0, tensor, _sum(tensor) if known is None else known)
 
     def on_output(self, call: int, place: int, module: nn.Module, outputs: list[Tensor]) -> None:
         for tensor in outputs:
-            self._sum(call, place, 1, tensor)
+            total = _sum(tensor)
+            self._last.set(tensor, total)
+            self._note(call, place, 1, tensor, total)
 
-    def _sum(self, call: int, place: int, column: int, tensor: Tensor) -> None:
-        if not tensor.numel():
-            return
-        last = self._last
-        if last is None or last[0] is not tensor or last[1] != tensor._version:
-            total = local(tensor.detach()).sum(dtype=real(tensor.dtype))
-            self._last = last = tensor, tensor._version, total
-        self.note(call, place, column, last[2])
+    def _note(self, call: int, place: int, column: int, tensor: Tensor, total: Tensor) -> None:
+        if tensor.numel():
+            self.note(call, place, column, total)
 
     def read(self, lived: frozenset[int]) -> Batch:
-        self._last = None
+        self._last = Last()
         return super().read(lived)
 
     @staticmethod
@@ -108,16 +107,15 @@ class Deltas(_Calls):
         self._last: tuple[Tensor, Tensor] | None = None
 
     def on_delta_out(self, call: int, place: int, delta: Tensor) -> None:
-        self._norm(call, place, 0, delta)
+        # What one module hands down is what the one before it is handed, unless something adds to it.
+        last, self._last = self._last, None
+        same = last is not None and _one(last[0], local(delta))
+        self.note(call, place, 0, last[1] if last is not None and same else _norm(delta))
 
     def on_delta_in(self, call: int, place: int, delta: Tensor) -> None:
-        self._norm(call, place, 1, delta)
-
-    def _norm(self, call: int, place: int, column: int, delta: Tensor) -> None:
-        # What one module hands down is what the one before it is handed, unless something adds to it.
-        if self._last is None or not _one(self._last[0], delta):
-            self._last = delta, torch.linalg.vector_norm(local(delta), dtype=real(delta.dtype))
-        self.note(call, place, column, self._last[1])
+        norm = _norm(delta)
+        self._last = local(delta), norm
+        self.note(call, place, 1, norm)
 
     def on_backward(self) -> None:
         self._last = None
@@ -177,10 +175,18 @@ class Underflow(_Calls):
         return sum(numbers) / len(numbers)
 
 
+def _sum(tensor: Tensor) -> Tensor:
+    return local(tensor.detach()).sum(dtype=real(tensor.dtype))
+
+
+def _norm(delta: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(local(delta), dtype=real(delta.dtype))
+
+
 def _one(before: Tensor, now: Tensor) -> bool:
     """Whether it is the same numbers once more: `before` is kept, so that its memory is not another's."""
     return (
-        before.data_ptr() == now.data_ptr()
+        before.data_ptr() == now.data_ptr() != 0
         and before._version == now._version
         and before.shape == now.shape
         and before.stride() == now.stride()
