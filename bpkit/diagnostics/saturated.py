@@ -1,7 +1,8 @@
 """Saturated: a bounded activation stands at its bounds, where its slope lets next to no gradient through.
 
 An output counts as saturated where the slope is a twentieth of the steepest or less (tanh beyond ±0.975).
-Glorot & Bengio (2010) watch for the same. The last activation of a model may saturate: that is certainty.
+Glorot & Bengio (2010) watch for the same. The last activation of a model may saturate: that is certainty; and
+so may others once next to nothing of the loss is left.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ WINDOW = 5  # samples
 MOST = 0.8  # of a layer's outputs: what is left is too little whatever the run does
 MUCH = 0.5  # and with this a verdict wants a run that does not learn
 LEARNS = 0.2
+GONE = 0.9  # of the first loss: what saturates behind that has been fitted
 
 
 class Saturated(Diagnostic):
@@ -28,6 +30,7 @@ class Saturated(Diagnostic):
 
     def __init__(self) -> None:
         self._recent: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
+        self._seen = False
 
     def observe(self, sample: Sample) -> Iterable[Finding]:
         """A finding once the window agrees."""
@@ -45,6 +48,8 @@ class Saturated(Diagnostic):
         where = [layer for layer, share in usual.items() if share >= limit]
         if not where:
             return
+        fitted = not self._seen and progress is not None and progress > GONE
+        self._seen |= not fitted
         worst = max(where, key=usual.__getitem__)
         sources = feeding(sample)
         yield sample.finding(
@@ -56,7 +61,7 @@ class Saturated(Diagnostic):
                 "input_rms": sample.by_module(Activations, "input").get(worst, float("nan")),
             },
             _advice(sample, where[0], sources.get(where[0], ())),
-            severity="critical" if usual[worst] > 0.98 else "warning",
+            severity="info" if fitted else "critical" if usual[worst] > 0.98 else "warning",
         )
 
     def columns(self, sample: Sample) -> Mapping[str, Mapping[str, float]]:
