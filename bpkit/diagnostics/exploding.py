@@ -13,7 +13,8 @@ et al. 2015, section 2.2).
 layer, whose gradient is multiplied by one matrix at every time step.
 
 One sample with a sign is a spike, from which healthy runs recover; a verdict wants several in a row, one
-that is beyond doubt, or a gradient that is no longer finite right after a sign.
+that is beyond doubt, or a gradient that is no longer finite right after a sign. Once the signs are gone
+and the run learns, it is a note.
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ from bpkit.diagnostics.depth import (
 )
 from bpkit.diagnostics.diagnostic import Diagnostic
 from bpkit.diagnostics.instruments import Activations, GradientNorm, GradientRate, WeightNorm
+from bpkit.diagnostics.learning import learned_something
 from bpkit.diagnostics.sample import Sample
 
 FIRST = 5  # samples that stand for the run's start
 RECENT = 30
 IN_A_ROW = 3
+RECOVERED = 10  # samples in a row without a sign
 GROWTH = 2.0
 DEVIATIONS = 6.0
 DEPTH = 3.0
@@ -75,6 +78,8 @@ class Exploding(Diagnostic):
         self._row = 0
         self._severity: Severity | None = None
         self._suspicion: Finding | None = None
+        self._reported: Finding | None = None
+        self._quiet = 0
 
     def observe(self, sample: Sample) -> Iterable[Finding]:
         """A finding from the third sample in a row with signs, or at once when beyond doubt."""
@@ -85,14 +90,17 @@ class Exploding(Diagnostic):
         if not isfinite(total):
             if self._suspicion is not None:
                 self._suspicion = replace(self._suspicion, severity="critical", last_step=sample.step)
+                self._reported = self._suspicion
                 yield self._suspicion
             return
         signs = [sign for sign in self._signs(sample, total) if sign.beyond >= 0]
         self._keep(total)
         if not signs:
             self._row, self._suspicion = 0, None
+            yield from self._recovery(sample)
             return
         self._row += 1
+        self._quiet = 0
         if max(sign.beyond for sign in signs) >= BEYOND_DOUBT:
             self._severity = "critical"
         elif self._row >= IN_A_ROW:
@@ -100,7 +108,16 @@ class Exploding(Diagnostic):
         since = self._suspicion.step if self._suspicion is not None else sample.step
         self._suspicion = _finding(sample, signs, since, self._severity or "info", self._start)
         if self._severity is not None:
+            self._reported = self._suspicion
             yield self._suspicion
+
+    def _recovery(self, sample: Sample) -> Iterable[Finding]:
+        """A note in place of the verdict, once the run has been without signs for long and learns."""
+        self._quiet += 1
+        if self._reported is None or self._quiet < RECOVERED or not learned_something(sample):
+            return
+        yield replace(self._reported, severity="info", advice="the run recovered")
+        self._reported = self._severity = None
 
     def _keep(self, total: float) -> None:
         if total > 0:

@@ -13,6 +13,7 @@ LEARNED = 0.1  # the share of its start that a loss has lost where something is 
 SOME = 0.03  # a smaller share is learned by the output's bias alone
 HALF = 0.5  # of the first loss: a run that has lost more than that has learned
 CHANCE = 0.05  # around ln C, the cross-entropy of guessing among C classes
+CREEP = 0.01  # of it, from one quarter of a run to the next: less is how a loss settles there
 
 
 def learned_nothing(sample: Sample) -> bool:
@@ -50,7 +51,10 @@ def lost(sample: Sample) -> bool:
 
 
 def guesses(sample: Sample) -> bool:
-    """Whether the loss of late is surely that of guessing among the outputs of the last layer."""
+    """Whether the loss of late is surely that of guessing among the outputs of the last layer.
+
+    It has to stand there: a loss that is falling passes by.
+    """
     series = sample.history.loss
     if not series.blocks:
         return False
@@ -59,7 +63,7 @@ def guesses(sample: Sample) -> bool:
     shapes = [infos[index].shape for index in sample.order or range(len(infos)) if infos[index].matrix]
     classes = shapes[-1][0] if shapes else 1
     chance = log(classes) if classes > 1 else -inf
-    return abs(now - chance) + 2 * error < CHANCE * chance
+    return abs(now - chance) + 2 * error < CHANCE * chance and not _falls(series, CREEP * chance)
 
 
 def stalled(sample: Sample) -> bool:
@@ -83,6 +87,17 @@ def _late(series: Series) -> tuple[float, float]:
     blocks = [value for _, value in series.blocks]
     late = blocks[len(blocks) // 2 :]
     return fmean(late), series.noise / sqrt(len(late) * series.size)
+
+
+def _falls(series: Series, least: float) -> bool:
+    """Whether the last quarter of a run surely lies below the one before, and by more than `least`."""
+    values = [value for _, value in series.blocks]
+    late = values[len(values) // 2 :]
+    before, last = late[: len(late) // 2], late[len(late) // 2 :]
+    if not before:
+        return False
+    unsure = series.noise / sqrt(series.size) * sqrt(1 / len(before) + 1 / len(last))
+    return fmean(before) - fmean(last) > max(2 * unsure, least)
 
 
 def _gain(series: Series) -> float:

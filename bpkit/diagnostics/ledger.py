@@ -13,7 +13,7 @@ _TRACES = {
     "noise": frozenset(
         ("vanishing", "exploding", "nonfinite", "dead", "saturated", "zero", "disconnected", "stuck")
     ),
-    "update_ratio": frozenset(("vanishing", "dead", "zero", "stuck")),
+    "update_ratio": frozenset(("vanishing", "dead", "zero", "stuck", "disconnected")),
 }
 
 

@@ -65,7 +65,7 @@ class Vanishing(Diagnostic):
         if finding is not None:
             self._seen = replace(finding, severity="info") if self._learns() else finding
             yield self._seen
-        elif self._seen is not None:
+        elif self._seen is not None and (self._learns() or not self._silent(sample)):
             yield replace(self._seen, severity="info")
             self._seen = None
 
@@ -113,6 +113,11 @@ class Vanishing(Diagnostic):
             if gradient is not None and len(info.shape) == 1
         ]
         return max(vectors, default=0.0) or abs(sample.loss or 0.0)
+
+    def _silent(self, sample: Sample) -> bool:
+        """Whether a layer that was named has no gradient left at all: the trend ends there, not the fault."""
+        norms = sample.by_layer(GradientNorm)
+        return self._seen is not None and any(norms.get(layer) == 0 for layer in self._seen.layers)
 
     def _learns(self) -> bool:
         if not self._losses:
