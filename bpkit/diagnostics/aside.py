@@ -12,7 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
+_MOST = 256  # objects that are looked into: of a larger structure not all tensors are known
+_NUMBERS = (bool, int, float, complex, np.ndarray, np.generic)
+_NAMES = (type(None), str, bytes, type, torch.dtype, torch.device, torch.layout, torch.memory_format)
+_PLAIN = (*_NUMBERS, *_NAMES)  # in which there is no tensor
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -95,3 +100,35 @@ def _alone(parameter: nn.Parameter) -> nn.Parameter:
     if isinstance(parameter, nn.UninitializedParameter):
         return parameter
     return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+
+
+def tensors_within(given: Any) -> list[Tensor] | None:
+    """The tensors in what a module is given, inside objects as well; None where not all can be told.
+
+    Of an object that is looked at which a copy would be made of.
+    """
+    found: list[Tensor] = []
+    seen: dict[int, Any] = {}  # with the objects: some live as long as they are looked at
+    left = _pytree.tree_leaves(given)
+    while left:
+        each = left.pop()
+        if isinstance(each, _PLAIN) or id(each) in seen:
+            continue
+        seen[id(each)] = each
+        if isinstance(each, Tensor):
+            found.append(each)
+            continue
+        if isinstance(each, nn.Module) or len(seen) - len(found) > _MOST:
+            return None
+        try:
+            _, arguments, *state = each.__reduce_ex__(4)
+            left += _pytree.tree_leaves([arguments, *state[:1], *map(list, filter(None, state[1:3]))])
+        except Exception:  # it cannot be copied
+            return None
+    return found
+
+
+def own_copy(given: Any) -> Any:
+    """What a module is given once more, to be written into: tensors without graphs, objects as well."""
+    memo: dict[int, Any] = {id(each): each.detach().clone() for each in tensors_within(given) or ()}
+    return copy.deepcopy(given, memo)

@@ -42,7 +42,8 @@ class Nonfinite(Diagnostic):
 
     def __init__(self) -> None:
         self._first: Finding | None = None
-        self._usual: set[str] = set()  # modules that give infinities in good health, such as masks
+        # Modules, and columns, with infinities in good health, as masks make them.
+        self._usual: set[tuple[str, str]] = set()
 
     def attach(self, watcher: Watcher) -> None:
         """Have it told at once when no step is taken any more."""
@@ -63,7 +64,9 @@ class Nonfinite(Diagnostic):
         bad = tuple(layer for layer, norm in norms.items() if not isfinite(norm))
         if not bad:
             if sample.has(Finite):
-                self._usual |= {name for name, bad in sample.by_module(Finite, "outputs").items() if bad > 0}
+                for column in Finite.columns:
+                    worst = sample.by_module(Finite, column)
+                    self._usual |= {(name, column) for name, value in worst.items() if value > 0}
             return
         if self._first is None:
             self._first = self._finding(sample, norms, bad)

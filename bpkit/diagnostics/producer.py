@@ -8,6 +8,7 @@ from math import isfinite, isnan
 from typing import Any
 
 from bpkit.diagnostics.instruments import Deltas, Finite, GradientNorm, Sentinel, WeightNorm
+from bpkit.diagnostics.instruments.rerun import INFINITE
 from bpkit.diagnostics.network import ModuleInfo
 from bpkit.diagnostics.sample import Sample
 
@@ -22,19 +23,24 @@ class Producer:
 
 @dataclass(frozen=True)
 class _Module:
-    """A module, whether its inputs and outputs were not finite, and the norms of the errors at both."""
+    """A module, how bad its inputs and outputs were (0 if finite), and the norms of the errors at both."""
 
     info: ModuleInfo
-    inputs: bool
-    outputs: bool
+    inputs: float
+    outputs: float
     out: float | None
     back: float | None
 
 
 class Seen:
-    """What was not finite at each module, in the order of the forward."""
+    """What was not finite at each module, in the order of the forward.
 
-    def __init__(self, sample: Sample, usual: set[str]) -> None:
+    Args:
+        sample: with what the modules showed, or a second run of them.
+        usual: modules, and columns of `Finite`, that have infinities in good health.
+    """
+
+    def __init__(self, sample: Sample, usual: set[tuple[str, str]]) -> None:
         self._network, self._again = sample.network, False
         modules = self._network.modules
         nothing: tuple[Any, ...] = (None,) * len(modules)
@@ -50,8 +56,8 @@ class Seen:
         self._order = [
             _Module(
                 modules[place],
-                inputs=forward[place][-4 if self._again else 0] > 0,
-                outputs=forward[place][-3 if self._again else 1] > 0,
+                inputs=forward[place][-4 if self._again else 0],
+                outputs=forward[place][-3 if self._again else 1],
                 out=None if back[place] is None else back[place][-2],
                 back=None if back[place] is None else back[place][-1],
             )
@@ -68,21 +74,18 @@ class Seen:
         if self._late:
             return Producer(
                 tuple(self._bad_weights),
-                f"it reached the weights in step {self._step - 1}, and who made it is not known: on "
-                f"this device a "
-                "step that is not sampled is looked at when it is over. Go back to a checkpoint from "
-                "before and "
-                "watch every step from there, bpkit.watch(..., every=1, budget=1.0)",
+                f"it reached the weights in step {self._step - 1}, and who made it is not known: on this "
+                "device a step that is not sampled is looked at when it is over. Go back to a checkpoint "
+                "from before and watch every step from there, bpkit.watch(..., every=1, budget=1.0)",
             )
         if self._bad_weights:
             layer = self._bad_weights[0]
             return Producer(
                 tuple(self._bad_weights),
-                f"the optimizer: weights, of '{layer}' first, were no longer finite when step "
-                f"{self._step} began, "
-                "though its gradients had been: go back to a checkpoint from before, lower the learning "
-                "rate, and "
-                "look for a division by zero in the update (eps of Adam, a rate that is not finite)",
+                f"the optimizer: weights, of '{layer}' first, were no longer finite when step {self._step} "
+                "began, though its gradients had been: go back to a checkpoint from before, lower the "
+                "learning rate, and look for a division by zero in the update (eps of Adam, a rate that is "
+                "not finite)",
             )
         if not self._order:
             return None
@@ -92,30 +95,34 @@ class Seen:
         before = None
         for each in self._order:
             name, kind = each.info
-            if each.inputs and before is None:
+            odd = self._odd(name, "inputs", each.inputs)
+            if odd and before is None:
                 return Producer(
                     (name,),
-                    f"the batch: the input of '{name}', the first module, is not finite: look for "
-                    f"missing values, "
-                    "a division by a standard deviation of zero or a log of zero where the data is prepared",
+                    f"the batch: the input of '{name}', the first module, is not finite: look for missing "
+                    "values, a division by a standard deviation of zero or a log of zero where the data is "
+                    "prepared",
                 )
-            if each.inputs and before not in self._usual:
-                inner = self._network.inner(before or name, name)
+            if odd and before is not None:
+                inner = self._network.inner(before, name)
                 return Producer(
-                    (*inner, before or name, name),
-                    f"the forward, between '{before}', whose output is finite, and '{name}', whose "
-                    f"input is not: "
-                    "look at what the model computes there (sqrt, log, division, exp)",
+                    (*inner, before, name),
+                    f"the forward, between '{before}', whose output is finite, and '{name}', whose input is "
+                    "not: look at what the model computes there (sqrt, log, division, exp)",
                 )
-            if each.outputs and name not in self._usual:
+            if self._odd(name, "outputs", each.outputs):
                 return Producer(
                     (name,),
-                    f"'{name}' ({kind}), in its forward: its input is finite, its output is not. Look "
-                    f"for log, "
-                    "sqrt or division at 0 and exp of large numbers in it; a clamp or an eps keeps it finite",
+                    f"'{name}' ({kind}), in its forward: its input is finite, its output is not. Look for "
+                    "log, sqrt or division at 0 and exp of large numbers in it; a clamp or an eps keeps it "
+                    "finite",
                 )
             before = name
         return None
+
+    def _odd(self, name: str, column: str, worst: float) -> bool:
+        """Whether it is worse than in good health: where infinities are usual, a second run tells NaN."""
+        return worst > (INFINITE if (name, column) in self._usual else 0)
 
     def _in_backward(self) -> Producer:
         behind = None
@@ -135,11 +142,10 @@ class Seen:
             if _bad(each.back):
                 return Producer(
                     (name,),
-                    f"'{name}' ({kind}), in its backward: all outputs are finite, and the gradient that "
-                    f"it hands "
-                    "on is not. A slope in it is infinite (sqrt or norm at 0, a power below 1), or "
-                    "torch.where "
-                    "hides a branch whose gradient is 0 times infinity: keep its argument away from there",
+                    f"'{name}' ({kind}), in its backward: all outputs are finite, and the gradient that it "
+                    "hands on is not. A slope in it is infinite (sqrt or norm at 0, a power below 1), or "
+                    "torch.where hides a branch whose gradient is 0 times infinity: keep its argument away "
+                    "from there",
                 )
             if each.out is not None and isfinite(each.out) and each.out >= 0:
                 behind = name
@@ -147,10 +153,8 @@ class Seen:
             return Producer(
                 (self._order[-1].info.name,),
                 "the loss, or something that does not happen twice: the model was run again on the same "
-                "batch, and "
-                "gives finite values both ways. Look for log, sqrt or division at 0 in the loss, and "
-                "use its form "
-                "on logits (cross_entropy, binary_cross_entropy_with_logits)",
+                "batch, and gives finite values both ways. Look for log, sqrt or division at 0 in the loss, "
+                "and use its form on logits (cross_entropy, binary_cross_entropy_with_logits)",
             )
         return _loss(self._order[-1].info.name)
 
@@ -167,10 +171,9 @@ def _bad(norm: float | None) -> bool:
 def _loss(name: str) -> Producer:
     return Producer(
         (name,),
-        f"the loss: the output of '{name}' is finite, and the gradient that the loss gives for it is "
-        f"not. Look for "
-        "log, sqrt or division at 0 in the loss, use its form on logits (cross_entropy, binary_cross_entropy_"
-        "with_logits), and, after steps that were exploding, for plain overflow",
+        f"the loss: the output of '{name}' is finite, and the gradient that the loss gives for it is not. "
+        "Look for log, sqrt or division at 0 in the loss, use its form on logits (cross_entropy, "
+        "binary_cross_entropy_with_logits), and, after steps that were exploding, for plain overflow",
     )
 
 

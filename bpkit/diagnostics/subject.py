@@ -36,7 +36,7 @@ class Subject:
         self.parameters: list[nn.Parameter] = list(model.parameters())
         self.modules: list[nn.Module] = [module for _, module in leaves(model)]
         self._all = list(model.modules())
-        self._scaler = scaler
+        self._scaler, self._given = scaler, scaler is not None
         self._network: Network | None = None
         self.functional: dict[int, str] | None = None
 
@@ -88,9 +88,13 @@ class Subject:
         return True
 
     def find_scaler(self) -> None:
-        """Called inside an optimizer's step: a `GradScaler` that takes it is one of the callers."""
-        if self._scaler is not None:
+        """Called inside an optimizer's step: a `GradScaler` that takes it is one of the callers.
+
+        One that was found, and that no optimizer steps through any more, is over.
+        """
+        if self._given or (self.scaler is not None and self.scaler._per_optimizer_states):
             return
+        self._scaler = None
         frame: Any = sys._getframe(1)
         for _ in range(_LOOK_UP):
             if frame is None:
@@ -110,6 +114,9 @@ class Subject:
             return False
         states = self.scaler._per_optimizer_states
         if id(optimizer) not in states:
+            if not self._given:
+                self._scaler = None  # it takes the steps of another optimizer by now
+                return False
             raise BpkitError(
                 "the gradients may be scaled or not: the optimizer does not step through the scaler that "
                 "watch was given; call scaler.step(optimizer), or watch without scaler="

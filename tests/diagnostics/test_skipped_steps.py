@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional as F
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam
 
 import bpkit
 from bpkit.diagnostics import Watcher
+from tests.diagnostics.scaled import train
 
 pytestmark = [pytest.mark.cpu, pytest.mark.usefixtures("nothing_breaks")]
 
@@ -37,30 +37,6 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.hidden(self.times(self.first(x).relu())).relu())
-
-
-def train(
-    model: nn.Module,
-    optimizer: Optimizer,
-    scaler: GradScaler,
-    steps: int,
-    *,
-    parts: int = 1,
-    at: Callable[[int], None] = lambda step: None,
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-) -> None:
-    generator = torch.Generator().manual_seed(1)
-    for step in range(steps):
-        at(step)
-        optimizer.zero_grad()
-        for _ in range(parts):
-            x = torch.randn(32, 8, generator=generator)
-            target = torch.randint(4, (32,), generator=generator)
-            with torch.autocast("cpu", dtype=torch.float16):
-                value = loss(model(x).float(), target) / parts
-            scaler.scale(value).backward()
-        scaler.step(optimizer)
-        scaler.update()
 
 
 @pytest.mark.parametrize("parts", [1, 3], ids=["", "accumulated"])
@@ -87,6 +63,21 @@ def test_the_producer_of_an_overflow_is_named(how: str, wrong: int, parts: int) 
     if how != "no scaler":
         assert "the loss scaler skips every one" in finding.advice
         assert finding.evidence["loss_scale"] < 2.0**10
+
+
+@pytest.mark.parametrize("wrong", [0, WRONG], ids=["from the start", "later"])
+def test_outputs_that_overflow_are_told_from_a_mask_by_the_scale(wrong: int) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4), times := Times())
+    optimizer, scaler = Adam(model.parameters(), 1e-3), GradScaler("cpu", init_scale=2.0**10)
+
+    def at(step: int) -> None:
+        times.factor = 1.0 if step < wrong else 1e6
+
+    with bpkit.watch(model, optimizer, diagnostics=["nonfinite"]) as watcher:
+        train(model, optimizer, scaler, wrong + 40, at=at)
+        (finding,) = watcher.findings
+    assert (finding.step, finding.layers) == (wrong + 1, ("3",)), finding
+    assert finding.evidence["loss_scale"] < 1e-3
 
 
 def test_a_loss_that_no_scale_makes_finite() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from bpkit.diagnostics.aside import generators_kept, side_copy
+from bpkit.diagnostics.aside import generators_kept, own_copy, side_copy, tensors_within
 from bpkit.diagnostics.flow import Flow
 from bpkit.diagnostics.hooks import Handle, ModuleHook
 from bpkit.diagnostics.instruments.figures import Value, to_host
@@ -24,6 +24,7 @@ from bpkit.diagnostics.subject import Subject
 KEPT = 8  # calls: of parts of the model, or with parts of the batch
 LOOKS = 4  # steps in which the parts are looked for that are called, each a level deeper
 COLUMNS = ("order", *Finite.columns, *Deltas.columns)
+INFINITE, NAN = 1.0, 2.0  # in the columns of `Finite`, where a mask is told from what is wrong
 
 
 @dataclass(frozen=True)
@@ -43,20 +44,39 @@ class Rerun:
 
     Attributes:
         values: of each module of the subject `COLUMNS`, None for those that did not run.
-        finite: what the call gave was.
+        numbers: what the call gave has no NaN; it may have infinities, which a mask gives on purpose.
     """
 
     values: list[Value]
-    finite: bool
+    numbers: bool
 
     @property
-    def shows(self) -> bool:
-        """Whether something in it was not finite."""
-        return not (self.finite and all(map(_finite, self.values)))
+    def shows(self) -> tuple[int, int]:
+        """How many modules had NaN or an error that was not finite, and, which says less, infinities."""
+        ran = [each for each in self.values if isinstance(each, tuple)]
+        wrong = sum(NAN in each[1:3] or not all(map(isfinite, each[3:])) for each in ran)
+        return wrong + (not self.numbers), sum(INFINITE in each[1:3] for each in ran)
+
+
+class _Worst(Finite):
+    """The columns of `Finite` by elements, `INFINITE` and `NAN` told apart."""
+
+    def on_input(self, call: int, place: int, module: nn.Module, inputs: list[Tensor]) -> None:
+        for tensor in inputs:
+            self.note(call, place, 0, _worst(tensor))
+
+    def on_output(self, call: int, place: int, module: nn.Module, outputs: list[Tensor]) -> None:
+        for tensor in outputs:
+            self.note(call, place, 1, _worst(tensor))
+
+    @staticmethod
+    def together(numbers: list[float]) -> float:
+        """The worst of all calls."""
+        return max(numbers, default=nan)
 
 
 class Calls:
-    """Keeps the last calls of a model that record a graph; no copy of what they were given.
+    """Keeps the last calls of a model that record a graph; no copy of what they were given, and no graph.
 
     Of a model that is never called as a whole (a LightningModule), those of the parts that are.
 
@@ -113,6 +133,9 @@ class Calls:
         self._silent = [each for each in self._silent if each[0] is not module]
         if self._began():
             args, kwargs = _pytree.tree_map_only(Tensor, torch.detach, (args, kwargs))
+            within = tensors_within((args, kwargs))
+            if within is None or any(each.grad_fn is not None for each in within):
+                return  # it would be held, with all memory of another step
             first = next(module.parameters(), None)
             kind = "cpu" if first is None else first.device.type
             self._kept.append(Call(module, args, kwargs, torch.get_rng_state(), _autocast(kind)))
@@ -122,12 +145,12 @@ def run_again(subject: Subject, call: Call) -> Rerun:
     """Forward and backward of a copy of what was called, with the same random numbers.
 
     The backward starts from random numbers, for what the loss gave is gone: what it shows that is not
-    finite is the model's own doing.
+    finite is the model's own doing. From an infinity starts nothing: no loss follows a mask.
     """
     part = unwrapped(call.module)
     twin = Subject(side_copy(part))
     twin.model.zero_grad()
-    instruments = (Finite(twin), Deltas(twin))
+    instruments = (_Worst(twin), Deltas(twin))
     flow = Flow(twin, instruments)
     flow.arm()
     for each in instruments:
@@ -137,11 +160,13 @@ def run_again(subject: Subject, call: Call) -> Rerun:
     with generators_kept(twin.parameters), torch.enable_grad():
         torch.set_rng_state(call.generator)
         with cast:
-            given = tensors(twin.model(*call.args, **call.kwargs))
-        finite = [bool(each.detach().isfinite().all()) for each in given]
-        ends = [end for end, sound in zip(given, finite, strict=True) if sound and end.requires_grad]
+            args, kwargs = own_copy((call.args, call.kwargs))
+            given = tensors(twin.model(*args, **kwargs))
+        numbers = [not bool(each.detach().isnan().any()) for each in given]
+        ends = [end for end, sound in zip(given, numbers, strict=True) if sound and end.requires_grad]
         if ends:
-            torch.autograd.backward(ends, [torch.randn_like(each) for each in ends])
+            starts = [torch.randn_like(each).masked_fill_(~each.detach().isfinite(), 0) for each in ends]
+            torch.autograd.backward(ends, starts)
     flow.on_backward()
     flow.disarm()
     lived = frozenset(flow.lived | {1})  # the one call, whether or not a gradient came back
@@ -154,15 +179,13 @@ def run_again(subject: Subject, call: Call) -> Rerun:
         if pair != [None, None]:
             known = [each or (-1.0,) * 2 for each in pair]
             found[places[id(module)]] = (order.get(place, -1.0), *known[0], *known[1])
-    return Rerun(found, all(finite))
+    return Rerun(found, all(numbers))
 
 
-def _finite(value: Value) -> bool:
-    """Whether a module gave nothing but numbers, forward and backward."""
-    if not isinstance(value, tuple):
-        return True
-    _, *bad, out, back = value
-    return not any(each > 0 for each in bad) and isfinite(out) and isfinite(back)
+def _worst(tensor: Tensor) -> Tensor:
+    """0, `INFINITE` or `NAN`: what is NaN is not finite either."""
+    tensor = tensor.detach()
+    return (~tensor.isfinite()).any() * INFINITE + tensor.isnan().any() * (NAN - INFINITE)
 
 
 def _autocast(kind: str) -> tuple[str, torch.dtype] | None:

@@ -3,8 +3,9 @@
 A value that is not finite goes through every matrix product on its way back, so the parameters at the input
 side show it, wherever it began: before each step a few of their gradients are summed. On the CPU that is
 read at once, while the weights are still as they were: the batch is run once more on a copy of the model
-(`rerun.py`), and every module's tensors are looked at. On an accelerator reading would wait for the device;
-there the sums are read a step later, and the report says when, not where.
+(`rerun.py`), and every module's tensors are looked at. Where several processes train together it is not: one
+rank alone would wait in the forward for the others, and the gradients have to tell. On an accelerator reading
+would wait for the device; there the sums are read a step later, and the report says when, not where.
 
 Where a loss scaler skips the steps there is none to look at; `skips.py` sees that.
 """
@@ -22,6 +23,7 @@ from bpkit.diagnostics.instruments.figures import Value
 from bpkit.diagnostics.instruments.instrument import Instrument
 from bpkit.diagnostics.instruments.rerun import COLUMNS, Call, Calls, Rerun, run_again
 from bpkit.diagnostics.instruments.skips import LOWEST, ROW, Skips
+from bpkit.diagnostics.ranks import Ranks
 from bpkit.diagnostics.sample import Provenance
 from bpkit.diagnostics.subject import Subject
 
@@ -62,11 +64,14 @@ class Sentinel(Instrument):
         """Whether a gradient is not finite that is about to be used. Once is enough: later ones spread it."""
         if self._over:
             return False
-        if getattr(optimizer, "found_inf", None) is not None:  # the scaler looks, and may skip
+        bad = getattr(optimizer, "found_inf", None)
+        if bad is not None:  # the scaler looks, and may skip
             self.subject.find_scaler()
+            if isinstance(bad, Tensor) and bad.device.type == "cpu" and not bool(bad):
+                self._stepped()
+                self._calls.look_inside()
             return False
-        self._skips.stepped()
-        calls = self._calls.take()  # a batch is not kept through an evaluation
+        calls = self._stepped()
         sums = [each.grad.sum() for each in self._ends() if each.grad is not None and not each.grad.is_sparse]
         if not sums:
             return False
@@ -79,6 +84,11 @@ class Sentinel(Instrument):
         again = self._run_again(calls)
         self._found = None if again is None else again.values
         return True
+
+    def _stepped(self) -> list[Call]:
+        """A step is taken: the calls that led to it, for a batch is not kept through an evaluation."""
+        self._skips.stepped()
+        return self._calls.take()
 
     def _late(self, sums: list[Tensor]) -> bool:
         """The same on an accelerator: what an earlier step enqueued, if it has arrived by now."""
@@ -118,27 +128,31 @@ class Sentinel(Instrument):
             row = self._skips.called()
             if row >= ROW and row & (row - 1) == 0:  # at 4, 8, 16: it takes a forward and a backward
                 self._look_at_skipped()
-        return self._rerun or self._skips.suspected
+        if Ranks.processes() == 1 and (self._rerun or self._skips.suspected):
+            return True
+        self._calls.take()  # of a suspicion that is over
+        return False
 
     def _look_at_skipped(self) -> None:
-        """Tell of it if the forward is not finite, whatever the scale, or the scale has had its chance."""
+        """Tell of it if the forward has NaN, whatever the scale, or the scale has had its chance.
+
+        Infinities alone are a mask, or an overflow: the scale tells.
+        """
         again, scale = self._run_again(self._calls.take()), self._skips.scale()
         blameless = scale is not None and scale < LOWEST
-        if self.skipped is not None and (blameless or (again is not None and not again.finite)):
+        if self.skipped is not None and (blameless or (again is not None and not again.numbers)):
             self._over = True
             self._skips.close()
             nothing: list[Value] = [None] * len(self.subject.modules)
             self.skipped(nothing if again is None else again.values, scale)
 
     def _run_again(self, calls: Sequence[Call]) -> Rerun | None:
-        """The first of these calls that shows something, the last if none does; None if none runs."""
-        again: Rerun | None = None
-        for call in () if self.subject.sharded else calls:
+        """The first of those calls that show most; None if none runs, or other ranks may have to join in."""
+        again: list[Rerun] = []
+        for call in calls if Ranks.processes() == 1 else ():
             with suppress(Exception):  # a model that cannot be copied or run again: the report says less
-                again = run_again(self.subject, call)
-                if again.shows:
-                    break
-        return again
+                again.append(run_again(self.subject, call))
+        return max(again, key=lambda each: each.shows, default=None)
 
     def _ends(self) -> list[nn.Parameter]:
         """Small parameters at both ends of the model: one is the input side, whichever was written first.
