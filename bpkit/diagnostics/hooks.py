@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import sys
-from collections.abc import Callable, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
-from weakref import WeakSet
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
+from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
 
 from bpkit.core.errors import BpkitError
+from bpkit.diagnostics.closures import Step, StepHook, evaluated
 from bpkit.diagnostics.turns import Turns
 
-_SILENT = logging.getLogger("bpkit.hooks")
-_NOTHING = _SILENT.debug
-
 _STEP = Optimizer.profile_hook_step(lambda self: None).__code__  # what all steps are wrapped in
-
-StepHook = Callable[[Optimizer], None]
-
-_again: ContextVar[bool] = ContextVar("again", default=False)  # a step runs its closure once more
 
 
 class ModuleHook:
     """A hook on a module, which a copy of the module or its pickle does not carry along.
 
-    In its place they have a logger's `debug`, which takes anything, does nothing, and needs no bpkit.
+    In its place they have a null context's `__exit__`: it takes anything, does nothing, and needs no bpkit.
 
     Where an optimizer evaluates several times in a step (LBFGS), it is called in the first evaluation alone,
     with the parameters that the step begins with.
@@ -50,14 +39,14 @@ class ModuleHook:
     def __call__(self, *arguments: Any) -> None:
         if torch.compiler.is_compiling():
             self.traced = True
-        elif not _again.get():
+        elif not evaluated.get():
             self._function(*arguments)
 
     def __deepcopy__(self, memo: object) -> Callable[..., None]:
-        return _NOTHING
+        return nullcontext().__exit__
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (_SILENT, "debug")
+        return getattr, (nullcontext(), "__exit__")
 
 
 class Handle(Protocol):
@@ -81,7 +70,10 @@ def innermost(optimizer: Any) -> Optimizer:
 
 
 def on_step(
-    optimizer: Optimizer | None, parameters: Sequence[nn.Parameter], before: StepHook, after: StepHook
+    optimizer: Optimizer | None,
+    parameters: Callable[[], Iterable[nn.Parameter]],
+    before: StepHook,
+    after: StepHook,
 ) -> list[Handle]:
     """Call `before` and `after` around each step of `optimizer`.
 
@@ -91,134 +83,129 @@ def on_step(
 
     At `before` the gradients are there and the parameters have not moved: of a step that is given a
     closure, when that has first been run.
+
+    The optimizer, once there is one, keeps alive what is called; torch's own lists do not.
     """
-    turns, step = Turns(parameters, optimizer), _Step(before, after)
+    return [_Following(optimizer, parameters, before, after)]
 
-    def begins(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        return step.begin(optimizer, args, kwargs) if turns.begins(optimizer) else None
 
-    def ends(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if turns.counts(optimizer):
-            step.end(optimizer)
+class _Following:
+    """Hooks at the optimizer whose steps count, and one at all others, to see who takes its place."""
 
-    if optimizer is None:
-        return [
-            register_optimizer_step_pre_hook(torch.compiler.disable(begins)),
-            register_optimizer_step_post_hook(torch.compiler.disable(ends)),
-        ]
-    # On the optimizer itself: what others hook up there later is called later, when all is known.
-    begin = torch.compiler.disable(step.begin)
+    def __init__(
+        self,
+        optimizer: Optimizer | None,
+        parameters: Callable[[], Iterable[nn.Parameter]],
+        before: StepHook,
+        after: StepHook,
+    ) -> None:
+        self._turns, self._step = Turns(parameters, optimizer), Step(before, after)
+        self._own: list[Handle] = []
+        self._others: _Everywhere | None = None
+        self._given = optimizer is not None
+        begin = torch.compiler.disable(self._step.begin)
+        if optimizer is None:
+            self._others = _Everywhere(self._passes)
+        else:
+            self._stay_with(optimizer, _Given(begin))
+        self._begin = begin
 
-    def at(optimizer: Optimizer) -> list[Handle]:
-        return [
-            optimizer.register_step_pre_hook(begin),
-            optimizer.register_step_post_hook(torch.compiler.disable(ended)),
-        ]
+    def remove(self) -> None:
+        """Take all hooks away."""
+        for handle in self._own:
+            handle.remove()
+        if self._others is not None:
+            self._others.remove()
 
-    def ended(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if len(handles) == 2:  # not before: a watch may begin in a hook of this kind
-            handles.append(_Everywhere(passes))
-        ends(optimizer, args, kwargs)
+    def _stay_with(self, optimizer: Optimizer, begin: Callable[..., Any]) -> None:
+        # On the optimizer itself: what others hook up there later is called later, when all is known.
+        for handle in self._own:
+            handle.remove()
+        ends = torch.compiler.disable(self._ends)
+        self._own = [optimizer.register_step_pre_hook(begin), optimizer.register_step_post_hook(ends)]
 
-    def passes(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        known = turns.counts(optimizer)
-        if turns.begins(optimizer) and not known:
-            for handle in handles[:2]:
-                handle.remove()
-            handles[:2] = at(optimizer)
+    def _ends(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._others is None:  # not before: a watch may begin in a hook of this kind
+            self._others = _Everywhere(self._passes)
+        self._others.hold_weakly()
+        if self._turns.counts(optimizer):
+            self._step.end(optimizer)
 
-    handles = at(optimizer)
-    return handles
+    def _passes(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        known = self._turns.counts(optimizer)
+        if not known and self._given and _is_given(optimizer):
+            return  # somebody else's watch has it
+        if self._turns.begins(optimizer) and not known:
+            self._stay_with(optimizer, self._begin)
+
+
+class _Given:
+    """The hook before the steps of the optimizer that a watch was given, by which others know it."""
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self._hook = hook
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._hook(*arguments)
+
+
+def _is_given(optimizer: Optimizer) -> bool:
+    return any(isinstance(hook, _Given) for hook in optimizer._optimizer_step_pre_hooks.values())
 
 
 class _Everywhere:
-    """A hook before the steps of all optimizers, which may be removed inside one: torch would break off."""
+    """A hook before the steps of all optimizers, which may be removed in its turn: torch would break off."""
 
     def __init__(self, hook: Callable[..., None]) -> None:
-        self._hook: Callable[..., None] | None = hook
-        self._handle = register_optimizer_step_pre_hook(torch.compiler.disable(self))
+        self._hook: Callable[[], Callable[..., None] | None] = lambda: hook
+        self._handle = register_optimizer_step_pre_hook(torch.compiler.disable(self._passes))
 
-    def __call__(self, *arguments: Any) -> None:
-        if self._hook is not None:
-            self._hook(*arguments)
+    def _passes(self, *arguments: Any) -> None:
+        hook = self._hook()
+        if hook is not None:
+            hook(*arguments)
+
+    def hold_weakly(self) -> None:
+        """From now on, go with the hook's object, which somebody else keeps."""
+        hook = self._hook()
+        if hook is not None and not isinstance(self._hook, WeakMethod):
+            self._hook = WeakMethod(hook, lambda _: self.remove())
 
     def remove(self) -> None:
-        self._hook = None
-        frame: Any = sys._getframe(1)
-        while frame is not None and frame.f_code is not _STEP:
-            frame = frame.f_back
-        if frame is None:
-            self._handle.remove()  # else it stays, and does nothing: torch goes through the hooks just now
+        self._hook = lambda: None
+        if not _torch_goes_through_hooks():  # else it stays, and does nothing, until another one goes
+            for hook in tuple(_global_optimizer_pre_hooks.values()):
+                each = getattr(getattr(hook, "__wrapped__", None), "__self__", None)
+                if isinstance(each, _Everywhere) and each._hook() is None:
+                    each._handle.remove()
 
 
-class _Step:
-    """One step of an optimizer after another: calls `before` once in each, ahead of all updates."""
-
-    def __init__(self, before: StepHook, after: StepHook) -> None:
-        self._before, self._after = before, after
-        self._waiting = False
-        self._ready: WeakSet[Optimizer] = WeakSet()  # have their gradients ahead of any closure
-
-    def begin(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """Torch's hook before a step: hands it a closure that calls `before` in place of a plain one."""
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        self._waiting = callable(closure) and optimizer not in self._ready
-        if not self._waiting:
-            self._before(optimizer)
-            return None
-        noting = self._noting(optimizer, closure)
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": noting}
-        return (args[0], noting, *args[2:]), kwargs
-
-    def end(self, optimizer: Optimizer) -> None:
-        """The step is over."""
-        if self._waiting:
-            self._ready.add(optimizer)
-            self._begun(optimizer)
-        self._after(optimizer)
-
-    def _noting(self, optimizer: Optimizer, closure: Callable[..., Any]) -> Callable[..., Any]:
-        """The closure, which calls `before` when it is first over.
-
-        Sharpness-aware optimizers (SAM) move ahead of it, by gradients that are there from the start: they
-        are told by that, and from their next step on `before` does not wait.
-        """
-        version, first = _version(optimizer), True
-        begun = torch.compiler.disable(self._begun)
-
-        @functools.wraps(closure)
-        def noting(*args: Any, **kwargs: Any) -> Any:
-            nonlocal first
-            if self._waiting and _version(optimizer) != version:
-                self._ready.add(optimizer)
-            token = _again.set(not first)
-            first = False
-            try:
-                value = closure(*args, **kwargs)
-            finally:
-                _again.reset(token)
-            if self._waiting:
-                begun(optimizer)
-            return value
-
-        return noting
-
-    def _begun(self, optimizer: Optimizer) -> None:
-        self._waiting = False
-        self._before(optimizer)
-
-
-def _version(optimizer: Optimizer) -> int:
-    """What changes when the optimizer's first parameter does."""
-    return next((each._version for group in optimizer.param_groups for each in group["params"]), 0)
+def _torch_goes_through_hooks() -> bool:
+    """Whether some step is at those before it: neither in the optimizer's own function nor after that."""
+    inner: Any = sys._getframe()
+    while (frame := inner.f_back) is not None:
+        if frame.f_code is _STEP and "out" not in frame.f_locals:
+            function = frame.f_locals.get("func")
+            if inner.f_code is not getattr(function, "__code__", None):
+                return True
+        inner = frame
+    return False
 
 
 def on_gradients(parameters: Sequence[nn.Parameter], arrived: Callable[[int, Tensor], None]) -> list[Handle]:
-    """Call `arrived(index, grad)` whenever a backward has added to a parameter's gradient."""
+    """Call `arrived(index, grad)`, a method, whenever a backward has added to a parameter's gradient.
+
+    Its object is not kept alive: Python's collector does not see through hooks of tensors.
+    """
+    method = WeakMethod(arrived)
 
     def hook(index: int) -> Callable[[Tensor], None]:
-        return lambda parameter: None if parameter.grad is None else arrived(index, parameter.grad)
+        def told(parameter: Tensor) -> None:
+            function = method()
+            if function is not None and parameter.grad is not None:
+                function(index, parameter.grad)
+
+        return told
 
     return [
         parameter.register_post_accumulate_grad_hook(hook(index))

@@ -102,7 +102,7 @@ class Watcher:
         except BaseException:
             self.close()
             raise
-        self._step_hooks = on_step(optimizer, subject.parameters, self._before_step, self._after_step)
+        self._step_hooks = on_step(optimizer, subject.model.parameters, self._before_step, self._after_step)
         self.step = 0
 
     @property

@@ -223,6 +223,7 @@ def test_runs_that_are_not_what_they_claim_count_for_nobody() -> None:
     harmless = outcome(broken(recipe=learns()), verdict("stuck", 9, "2"))
     total = score([idle, harmless])
     assert (total.faults, total.healthy, total.invalid) == (0, 0, 2)
+    assert not total.within  # nobody has kept a bar in no run at all
     assert [line.split()[0] for line in complaints([idle, harmless])] == ["invalid", "invalid"]
     assert outcome(broken(recipe=learns(), silent=True)).valid
 

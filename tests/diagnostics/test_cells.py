@@ -75,6 +75,22 @@ class Gated(nn.Module):
         return h
 
 
+class Steps(nn.Module):
+    """A whole layer of torch's, called on one step of the sequence after another; keeps both its outputs."""
+
+    def __init__(self, kind: type[nn.RNNBase], **settings: Any) -> None:
+        super().__init__()
+        self.layer = kind(IN, H, **settings)
+        self.kept: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        state: Any = None
+        for each in x.split(1):
+            output, state = self.layer(each.transpose(0, 1) if self.layer.batch_first else each, state)
+            self.kept.append(state[0] if isinstance(state, tuple) else state)
+        return output
+
+
 MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "RNNCell": (lambda: Cells(nn.RNNCell), "cell"),
     "LSTMCell": (lambda: Cells(nn.LSTMCell), "cell"),
@@ -116,6 +132,111 @@ def test_norms_are_autograds(build: Callable[[], Any], place: str, every: bool) 
     assert found[place]["factor"] == pytest.approx(relative[-1] ** (1 / (T - 1)), rel=1e-6)
     forgotten = [lag for lag, each in enumerate(relative) if each < 1e-3]
     assert found[place]["memory"] == (forgotten[0] if forgotten else T - 1)
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch_first": True}, {"num_layers": 2}], ids=str)
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_a_layer_that_is_called_step_by_step(kind: type[nn.RNNBase], settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = Steps(kind, **settings).double()
+    lasts: list[Tensor] = []
+
+    def loss(last: Tensor) -> Tensor:
+        for each in (*model.kept, last):
+            each.retain_grad()
+        lasts.append(last)
+        return last.sin().sum()
+
+    found = figures(model, torch.randn(T, B, IN, dtype=torch.float64), loss)
+    before = [each.grad for each in reversed(model.kept[:-1])]
+    relative = [each.norm().item() / lasts[0].grad.norm().item() for each in before if each is not None]
+    assert list(found) == ["layer"]
+    assert found["layer"]["steps"] == len(relative) == T - 1
+    assert found["layer"]["first"] == pytest.approx(1.0)
+    assert found["layer"]["last"] == pytest.approx(relative[-1], rel=1e-6)
+
+
+def test_a_layers_state_and_output_are_read_together() -> None:
+    torch.manual_seed(0)
+    model = Steps(nn.GRU).double()
+    twin = Cells(nn.GRUCell).double()
+    twin.cell.load_state_dict({name[:-3]: each for name, each in model.layer.state_dict().items()})
+    x, outputs = torch.randn(T, B, IN, dtype=torch.float64), []
+    model.layer.register_forward_hook(lambda *given: outputs.append(given[2][0]))
+    found = figures(model, x, lambda _: torch.cat(outputs).sin().sum())["layer"]
+    assert found == pytest.approx(figures(twin, x, lambda _: torch.stack(twin.kept).sin().sum())["cell"])
+
+
+def test_each_case_begins_where_its_loss_ends() -> None:
+    torch.manual_seed(0)
+    model, ends = Cells(nn.GRUCell).double(), torch.tensor([5, 7, 4, 6])
+    x = torch.randn(T, B, IN, dtype=torch.float64)
+    mask = (torch.arange(T)[:, None] == ends)[..., None]
+
+    def loss(_: Tensor) -> Tensor:
+        for each in model.kept:
+            each.retain_grad()
+        return (torch.stack(model.kept) * mask).sin().sum()
+
+    found = figures(model, x, loss)["cell"]
+    grads = torch.stack([each.grad for each in model.kept])  # type: ignore[misc]
+    norms = grads.norm(dim=-1)
+    first = norms[ends, torch.arange(B)].square().mean().sqrt()
+    assert found["steps"] == 7
+    assert found["first"] == pytest.approx(1.0)
+    assert found["last"] == pytest.approx((norms[0, 1] / first).item(), rel=1e-6)
+
+
+def test_a_loss_that_reads_nothing_has_no_lag() -> None:
+    model = Cells(nn.GRUCell)
+    assert figures(model, torch.randn(T, B, IN), lambda last: (0 * last).sum())["cell"]["first"] == 0
+
+
+class Frozen(nn.Module):
+    """A trained activation that frozen layers share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act, self.head = nn.PReLU(), nn.Linear(H, 2)
+        self.layers = nn.ModuleList(nn.Linear(H, H).requires_grad_(False) for _ in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for each in self.layers:
+            x = self.act(each(x))
+        return self.head(x)
+
+
+def test_frozen_layers_between_are_no_recurrence() -> None:
+    assert figures(Frozen(), torch.randn(B, H), lambda output: output.sum()) == {}
+
+
+class Routed(nn.Module):
+    """A module whose first output carries no gradient, called on what it gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Masked()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(B, H)
+        for _ in range(T):
+            mask, h = self.layer(h)
+        return h * mask
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(H, H))
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.tanh(h @ self.weight + 1)
+        return (h > 0).float(), h
+
+
+def test_the_output_that_carries_a_gradient_is_listened_to() -> None:
+    found = figures(Routed(), torch.randn(1), lambda output: output.sum())
+    assert found["layer"]["steps"] == T - 1
 
 
 def test_the_loss_scale_and_half_precision_cancel() -> None:

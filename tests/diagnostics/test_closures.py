@@ -87,7 +87,7 @@ def test_before_comes_once_with_gradients_and_unmoved_parameters() -> None:
         assert all(each.grad is not None for each in model.parameters())
         assert all(map(torch.equal, model.parameters(), start))
 
-    handles = on_step(optimizer, list(model.parameters()), before, lambda _: calls.append("after"))
+    handles = on_step(optimizer, model.parameters, before, lambda _: calls.append("after"))
     closure = closing(model, optimizer)
 
     def noting() -> Tensor:
@@ -158,6 +158,22 @@ class Sharp(SGD):
         return SGD.step.__wrapped__(self)  # type: ignore[attr-defined]
 
 
+class Hidden(SGD):
+    """The same, in a way that no parameter's version tells."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        parameters = [each for group in self.param_groups for each in group["params"]]
+        start = [each.data.clone() for each in parameters]
+        for each in parameters:
+            each.data.add_(each.grad, alpha=0.05)
+        with torch.enable_grad():
+            closure()
+        for each, value in zip(parameters, start, strict=True):
+            each.data.copy_(value)
+        return SGD.step.__wrapped__(self)  # type: ignore[attr-defined]
+
+
 class Deaf(SGD):
     """Takes a closure, and never runs it."""
 
@@ -165,7 +181,7 @@ class Deaf(SGD):
         return SGD.step.__wrapped__(self)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("kind", [Sharp, Deaf])
+@pytest.mark.parametrize("kind", [Sharp, Hidden, Deaf])
 def test_who_has_gradients_already_is_not_waited_for(kind: type[SGD]) -> None:
     model = network()
     optimizer = kind(model.parameters(), 0.1)
@@ -174,7 +190,7 @@ def test_who_has_gradients_already_is_not_waited_for(kind: type[SGD]) -> None:
     seen: list[list[Tensor]] = []
     handles = on_step(
         optimizer,
-        list(model.parameters()),
+        model.parameters,
         lambda _: seen.append([each.detach().clone() for each in model.parameters()]),
         lambda _: true.append(norms(model)),
     )

@@ -48,13 +48,13 @@ class Score:
 
     @property
     def within(self) -> bool:
-        """Whether it keeps all bars that it has runs for."""
+        """Whether it keeps all bars that it has runs for. One whose runs may all be invalid is not kept."""
         bars = (
             (self.detection, self.detection >= DETECTION),
             (self.false_alarms, self.false_alarms <= FALSE_ALARMS),
             (self.right_layer, self.right_layer >= PLACED),
         )
-        return all(kept for figure, kept in bars if not math.isnan(figure))
+        return all(not self.invalid if math.isnan(figure) else kept for figure, kept in bars)
 
 
 def score(outcomes: Iterable[Outcome]) -> Score:

@@ -31,8 +31,10 @@ FUNCTIONS: Mapping[str, type[Function]] = {
 }
 
 
-def log_norms(module: nn.RNNBase, input: Tensor, states: Sequence[Tensor], error: Tensor) -> Tensor:
-    """Logarithm of ‖∂L_T/∂z‖ by lag, direction and case, [T, D, B]; -inf where there is none.
+def log_norms(
+    module: nn.RNNBase, input: Tensor, states: Sequence[Tensor], error: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logarithm of ‖∂L_T/∂z‖ by lag, direction and case, [T, D, B], and the largest lag there is, [D, B].
 
     Args:
         module: RNN, LSTM or GRU.
@@ -42,13 +44,14 @@ def log_norms(module: nn.RNNBase, input: Tensor, states: Sequence[Tensor], error
     """
     directions = 2 if module.bidirectional else 1
     stack = _Stack(module, input, states)
-    found = []
+    found, lags = [], []
     for direction, own in enumerate(error.chunk(directions, -1)):
         own = _oriented(own, direction)
         last, injected = _last(own)
         delta_z = stack.backward(_oriented(injected, direction), direction)
-        found.append(_by_lag(log_norm(_oriented(delta_z, direction)), last))
-    return torch.stack(found, 1)
+        found.append(by_lag(log_norm(_oriented(delta_z, direction)), last))
+        lags.append(last)
+    return torch.stack(found, 1), torch.stack(lags)
 
 
 class _Stack:
@@ -147,11 +150,17 @@ def _oriented(sequence: Tensor, direction: int) -> Tensor:
 def _last(error: Tensor) -> tuple[Tensor, Tensor]:
     """Of each case the last step that has an error, -1 for none, and that error alone, at length 1."""
     steps = torch.arange(error.shape[0], device=error.device)[:, None]
-    last = torch.where((error != 0).any(-1), steps, -1).amax(0)
+    last = last_step((error != 0).any(-1))
     alone = error * (steps == last)[..., None]
     largest = alone.abs().amax((0, 2), keepdim=True).clamp(min=torch.finfo(error.dtype).tiny)
     alone = alone / largest
     return last, alone / torch.linalg.vector_norm(alone, dim=(0, 2), keepdim=True).clamp(min=0.5)
+
+
+def last_step(there: Tensor) -> Tensor:
+    """Of each case the last step at which `there`, [T, B], holds; -1 for none."""
+    steps = torch.arange(len(there), device=there.device)[:, None]
+    return torch.where(there, steps, -1).amax(0)
 
 
 def log_norm(delta: Tensor) -> Tensor:
@@ -161,8 +170,8 @@ def log_norm(delta: Tensor) -> Tensor:
     return torch.linalg.vector_norm(unit, dim=-1).log() + largest[..., 0].log()
 
 
-def _by_lag(logs: Tensor, last: Tensor) -> Tensor:
-    """[T, B] by time to [T, B] by how long before `last` it is."""
+def by_lag(logs: Tensor, last: Tensor) -> Tensor:
+    """[T, B] by time to [T, B] by how long before `last` it is; -inf before the first step."""
     steps = torch.arange(len(logs), device=logs.device)[:, None]
     at = last[None] - steps
     return logs.gather(0, at.clamp(min=0)).masked_fill(at < 0, -torch.inf)

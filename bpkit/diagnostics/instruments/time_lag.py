@@ -7,6 +7,7 @@ from math import log
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bpkit.diagnostics.instruments.chains import Chains
 from bpkit.diagnostics.instruments.contributions import forward_is_torchs, wide
@@ -29,7 +30,7 @@ class TimeLag(Instrument):
     a thousandth of the first is left, or the largest. Root mean squares over cases and directions.
 
     The same of a recurrence by hand, from ∂L/∂h_t over lag 0 (`chains.py`): of cells, of layers that are
-    called on what they gave.
+    called on what they gave, such as `LSTM` step by step.
 
     None for packed sequences, and for a class with a forward of its own.
     """
@@ -43,21 +44,30 @@ class TimeLag(Instrument):
         self._uses: dict[int, list[_Use]] = {}
         self._figures: dict[int, Tensor] = {}
         self._begun: dict[int, _Use] = {}
+        self._single: set[int] = set()  # are running on one step
         self._chains = Chains(self.listen)
 
     def on_input(self, call: int, place: int, module: nn.Module, inputs: list[Tensor]) -> None:
         self._begun.pop(place, None)
+        self._single.discard(place)
         if not isinstance(module, nn.RNNBase):
             self._chains.on_input(place, inputs)
             return
         if module.mode not in FUNCTIONS or place in self._figures:
             return
-        if all(each.is_floating_point() for each in inputs) and inputs and forward_is_torchs(module):
+        if not (all(each.is_floating_point() for each in inputs) and inputs and forward_is_torchs(module)):
+            return
+        if inputs[0].shape[1 if module.batch_first and inputs[0].dim() == 3 else 0] == 1:
+            self._single.add(place)
+            self._chains.on_input(place, inputs)
+        else:
             self._begun[place] = _Use(module, inputs)
 
     def on_output(self, call: int, place: int, module: nn.Module, outputs: list[Tensor]) -> None:
         if not isinstance(module, nn.RNNBase):
             self._chains.on_output(place, module, outputs)
+        elif place in self._single:
+            self._chains.on_output(place, module, outputs[:2], _rows_of_state(module))
         use = self._begun.pop(place, None)
         if use is not None and len(outputs) > 1 and outputs[0].requires_grad:
             self._uses.setdefault(place, []).append(use)
@@ -68,10 +78,10 @@ class TimeLag(Instrument):
         for place, uses in self._uses.items():
             heard = next((use for use in uses if use.errors), None)
             if heard is not None and place not in self._figures:
-                self._figures[place] = _figures(heard.log_norms())
+                self._figures[place] = _figures(*heard.log_norms())
         self._uses = {place: uses for place, uses in self._uses.items() if place not in self._figures}
-        for place, logs in self._chains.by_lag().items():
-            self._figures.setdefault(place, _figures(logs[:STEPS]))
+        for place, (logs, last) in self._chains.by_lag().items():
+            self._figures.setdefault(place, _figures(logs[:STEPS], last.clamp(max=STEPS - 1)))
 
     def read(self, lived: frozenset[int]) -> Figures:
         found: list[Figure] = [self._figures.get(place) for place in range(len(self.subject.modules))]
@@ -105,8 +115,8 @@ class _Use:
 
         return hook
 
-    def log_norms(self) -> Tensor:
-        """By lag, direction and case."""
+    def log_norms(self) -> tuple[Tensor, Tensor]:
+        """By lag, direction and case, and the largest lags."""
         module = self._module
         directions = 2 if module.bidirectional else 1
         size = module.proj_size or module.hidden_size
@@ -138,17 +148,31 @@ class _Use:
         return [self._input.new_zeros(count, cases, size) for size in sizes]
 
 
-def _figures(logs: Tensor) -> Tensor:
-    """What `TimeLag` has in its columns, from log norms [T, D, B] or [T, B]."""
-    logs = logs.flatten(1)
-    there = (logs != -torch.inf).sum(1)
-    profile = (torch.logsumexp(2 * logs, 1) - there.to(logs.dtype).log()) / 2
-    profile = torch.where(there > 0, profile, -torch.inf)
-    lags = torch.arange(len(profile), device=logs.device)
-    first, largest = profile[0], len(profile) - 1
+def _rows_of_state(module: nn.RNNBase) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Of one step's output and of its state, errors of the states of all layers, [B, layers · D · P]."""
+
+    def output(delta: Tensor) -> Tensor:
+        rows = delta.reshape(-1, delta.shape[-1])  # its step is an axis of length 1
+        return F.pad(rows, ((module.num_layers - 1) * rows.shape[1], 0))
+
+    def state(delta: Tensor) -> Tensor:
+        return delta.transpose(0, 1).flatten(1) if delta.dim() == 3 else delta.reshape(1, -1)
+
+    return output, state
+
+
+def _figures(logs: Tensor, last: Tensor) -> Tensor:
+    """What `TimeLag` has in its columns, from log norms [T, D, B] or [T, B] and the largest lags of each."""
+    lags = torch.arange(len(logs), device=logs.device)
+    last = last.flatten()
+    there = lags[:, None] <= last
+    logs, count = logs.flatten(1).masked_fill(~there, -torch.inf), there.sum(1)
+    profile = (torch.logsumexp(2 * logs, 1) - count.to(logs.dtype).log()) / 2
+    profile = torch.where(count > 0, profile, -torch.inf)
+    first, largest = profile[0], last.amax().clamp(min=0)
     reached = torch.where(profile > log(SMALLEST), lags, 0).amax()
-    factor = ((profile[reached] - first) / reached).exp()
-    factor = torch.where(reached > 0, factor, first * (0 if largest else torch.nan))
+    factor = ((profile.take(reached) - first) / reached).exp()
+    factor = torch.where(reached > 0, factor, torch.where(largest > 0, first * 0, torch.nan))
     memory = torch.where(profile < first + log(FORGOTTEN), lags, largest).amin()
-    steps = torch.full_like(first, largest)
-    return torch.stack([steps, first.exp(), profile[-1].exp(), factor, memory.to(first.dtype)])
+    found = [largest.to(first.dtype), first.exp(), profile.take(largest).exp(), factor]
+    return torch.stack([*found, memory.to(first.dtype)])
