@@ -130,8 +130,8 @@ def test_a_users_function_is_compared_with_its_own_forward(function: type[torch.
     assert "the backward of Old in 0" in finding.advice
     assert "exclude=['Old']" in finding.advice
     (note,) = trained(using(function), Audit(exclude=["Old"]), dtype=torch.float64)
-        assert note.severity == "info"
-        assert "nothing was compared" in note.advice
+    assert note.severity == "info"
+    assert "nothing was compared" in note.advice
     assert function.__dict__["forward"] is before
 
 
