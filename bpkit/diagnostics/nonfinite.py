@@ -64,7 +64,7 @@ class Nonfinite(Diagnostic):
         bad = tuple(layer for layer, norm in norms.items() if not isfinite(norm))
         if not bad:
             if sample.has(Finite):
-                for column in Finite.columns:
+                for column in ("inputs", "outputs"):
                     worst = sample.by_module(Finite, column)
                     self._usual |= {(name, column) for name, value in worst.items() if value > 0}
             return

@@ -8,7 +8,7 @@ from math import isfinite, isnan
 from typing import Any
 
 from bpkit.diagnostics.instruments import Deltas, Finite, GradientNorm, Sentinel, WeightNorm
-from bpkit.diagnostics.instruments.rerun import INFINITE
+from bpkit.diagnostics.instruments.rerun import COLUMNS, INFINITE
 from bpkit.diagnostics.network import ModuleInfo
 from bpkit.diagnostics.sample import Sample
 
@@ -23,13 +23,16 @@ class Producer:
 
 @dataclass(frozen=True)
 class _Module:
-    """A module, how bad its inputs and outputs were (0 if finite), and the norms of the errors at both."""
+    """A module, what `Finite` says of it, and the norms of the errors at its outputs and inputs."""
 
     info: ModuleInfo
-    inputs: float
-    outputs: float
+    finite: tuple[float, ...]
     out: float | None
     back: float | None
+
+    def figure(self, column: str) -> float:
+        """One column of `Finite`."""
+        return self.finite[Finite.columns.index(column)]
 
 
 class Seen:
@@ -53,11 +56,11 @@ class Seen:
         self._late = self._again and any(value is not None and all(map(isnan, value)) for value in forward)
         if self._again:
             places = sorted((each for each in places if forward[each]), key=lambda each: forward[each][0])
+        first = COLUMNS.index(Finite.columns[0]) if self._again else 0
         self._order = [
             _Module(
                 modules[place],
-                inputs=forward[place][-4 if self._again else 0],
-                outputs=forward[place][-3 if self._again else 1],
+                forward[place][first : first + len(Finite.columns)],
                 out=None if back[place] is None else back[place][-2],
                 back=None if back[place] is None else back[place][-1],
             )
@@ -92,37 +95,44 @@ class Seen:
         return self._in_forward() or self._in_backward()
 
     def _in_forward(self) -> Producer | None:
-        before = None
-        for each in self._order:
-            name, kind = each.info
-            odd = self._odd(name, "inputs", each.inputs)
-            if odd and before is None:
-                return Producer(
-                    (name,),
-                    f"the batch: the input of '{name}', the first module, is not finite: look for missing "
-                    "values, a division by a standard deviation of zero or a log of zero where the data is "
-                    "prepared",
-                )
-            if odd and before is not None:
-                inner = self._network.inner(before, name)
-                return Producer(
-                    (*inner, before, name),
-                    f"the forward, between '{before}', whose output is finite, and '{name}', whose input is "
-                    "not: look at what the model computes there (sqrt, log, division, exp)",
-                )
-            if self._odd(name, "outputs", each.outputs):
-                return Producer(
-                    (name,),
-                    f"'{name}' ({kind}), in its forward: its input is finite, its output is not. Look for "
-                    "log, sqrt or division at 0 and exp of large numbers in it; a clamp or an eps keeps it "
-                    "finite",
-                )
-            before = name
-        return None
+        """By the first event: of a module that is called several times it need not be in the first call."""
+        events = [
+            (each.figure(f"{end} at"), end, each)
+            for each in self._order
+            for end in ("input", "output")
+            if self._odd(each, f"{end}s")
+        ]
+        if not events:
+            return None
+        _, end, each = min(events, key=lambda event: event[0])
+        name, kind = each.info
+        if end == "output":
+            return Producer(
+                (name,),
+                f"'{name}' ({kind}), in its forward: its input is finite, its output is not. Look for "
+                "log, sqrt or division at 0 and exp of large numbers in it; a clamp or an eps keeps it "
+                "finite",
+            )
+        behind = int(each.figure("behind"))
+        if behind < 0:
+            return Producer(
+                (name,),
+                f"the batch: the input of '{name}', the first module, is not finite: look for missing "
+                "values, a division by a standard deviation of zero or a log of zero where the data is "
+                "prepared",
+            )
+        before = self._network.modules[behind].name
+        inner = self._network.inner(before, name)
+        return Producer(
+            tuple(dict.fromkeys((*inner, before, name))),
+            f"the forward, between '{before}', whose output is finite, and '{name}', whose input is "
+            "not: look at what the model computes there (sqrt, log, division, exp)",
+        )
 
-    def _odd(self, name: str, column: str, worst: float) -> bool:
+    def _odd(self, module: _Module, column: str) -> bool:
         """Whether it is worse than in good health: where infinities are usual, a second run tells NaN."""
-        return worst > (INFINITE if (name, column) in self._usual else 0)
+        usual = (module.info.name, column) in self._usual
+        return module.figure(column) > (INFINITE if usual else 0)
 
     def _in_backward(self) -> Producer:
         behind = None

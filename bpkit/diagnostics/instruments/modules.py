@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from math import isfinite, nan, sqrt
+from math import isfinite, isnan, nan, sqrt
 
 import torch
 from torch import Tensor, nn
@@ -32,15 +32,15 @@ class _Calls(Instrument):
     def read(self, lived: frozenset[int]) -> Batch:
         noted = [each for each in self._noted if each[0] in lived]
         self._noted = []
-        places = [(place, column) for _, place, column, _ in noted]
+        places = [each[:3] for each in noted]
         finish = partial(self._finish, places, len(self.subject.modules))
         return Batch([number for *_, number in noted], finish)
 
     def _finish(
-        self, places: Sequence[tuple[int, int]], count: int, numbers: Sequence[list[float]]
+        self, places: Sequence[tuple[int, int, int]], count: int, numbers: Sequence[list[float]]
     ) -> list[Value]:
         columns: dict[int, list[list[float]]] = {}
-        for (place, column), (number,) in zip(places, numbers, strict=True):
+        for (_, place, column), (number,) in zip(places, numbers, strict=True):
             columns.setdefault(place, [[] for _ in self.columns])[column].append(number)
         found: list[Value] = [None] * count
         for place, each in columns.items():
@@ -58,9 +58,13 @@ class Finite(_Calls):
 
     By their sums, in float32 or wider. An input that is the output of the module before is not summed again.
     NaN of a module without either.
+
+    `input at` and `output at` say when first, counted over all that was looked at, NaN for never: of modules
+    that are called several times the first event tells who began. `behind` is the place of the module that
+    had run last, in the same call of the model, before that input; -1 for none.
     """
 
-    columns = ("inputs", "outputs")
+    columns = ("inputs", "outputs", "input at", "output at", "behind")
     provenance = Provenance("forward", reduced=False)
 
     def arm(self) -> None:
@@ -89,7 +93,24 @@ class Finite(_Calls):
     @staticmethod
     def together(numbers: list[float]) -> float:
         """Whether any sum is not finite."""
-        return float(not all(map(isfinite, numbers))) if numbers else nan
+        return float(not all(map(isfinite, numbers)))
+
+    def _finish(
+        self, places: Sequence[tuple[int, int, int]], count: int, numbers: Sequence[list[float]]
+    ) -> list[Value]:
+        found: list[list[float] | None] = [None] * count
+        last: tuple[int, int] = (-1, -1)  # the call of the model, and the place of the module that ran last
+        for at, ((call, place, column), (number,)) in enumerate(zip(places, numbers, strict=True)):
+            figures = found[place] = found[place] or [nan, nan, nan, nan, -1.0]
+            bad = self.together([number])
+            if bad and isnan(figures[2 + column]):
+                figures[2 + column] = float(at)
+                if column == 0:
+                    figures[4] = float(last[1] if last[0] == call else -1)
+            figures[column] = bad if isnan(figures[column]) else max(bad, figures[column])
+            if column == 1:
+                last = call, place
+        return [None if each is None else tuple(each) for each in found]
 
 
 class Deltas(_Calls):

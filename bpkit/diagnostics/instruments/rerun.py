@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import isfinite
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class Rerun:
     def shows(self) -> tuple[int, int]:
         """How many modules had NaN or an error that was not finite, and, which says less, infinities."""
         ran = [each for each in self.values if isinstance(each, tuple)]
-        wrong = sum(NAN in each[1:3] or not all(map(isfinite, each[3:])) for each in ran)
+        wrong = sum(NAN in each[1:3] or not all(map(isfinite, each[-2:])) for each in ran)
         return wrong + (not self.numbers), sum(INFINITE in each[1:3] for each in ran)
 
 
@@ -71,8 +71,8 @@ class _Worst(Finite):
 
     @staticmethod
     def together(numbers: list[float]) -> float:
-        """The worst of all calls."""
-        return max(numbers, default=nan)
+        """The worst of all."""
+        return max(numbers)
 
 
 class Calls:
@@ -175,10 +175,14 @@ def run_again(subject: Subject, call: Call) -> Rerun:
     values = [each.finish(numbers) for each, numbers in zip(batches, to_host(batches), strict=True)]
     places = {id(module): place for place, module in enumerate(subject.modules)}
     found: list[Value] = [None] * len(places)
-    for place, (module, *pair) in enumerate(zip(Subject(part).modules, *values, strict=True)):
-        if pair != [None, None]:
-            known = [each or (-1.0,) * 2 for each in pair]
-            found[places[id(module)]] = (order.get(place, -1.0), *known[0], *known[1])
+    own = [places[id(module)] for module in Subject(part).modules]
+    for place, (forward, back) in enumerate(zip(*values, strict=True)):
+        if forward is None and back is None:
+            continue
+        *finite, behind = forward if isinstance(forward, tuple) else (-1.0,) * len(Finite.columns)
+        errors = back if isinstance(back, tuple) else (-1.0,) * len(Deltas.columns)
+        before = float(own[int(behind)]) if behind >= 0 else -1.0
+        found[own[place]] = (order.get(place, -1.0), *finite, before, *errors)
     return Rerun(found, all(numbers))
 
 
