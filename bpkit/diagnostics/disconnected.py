@@ -2,7 +2,8 @@
 
 Told from a frozen one (it requires a gradient), a stuck one (that has a gradient) and a dead one (whose
 gradient is zero). Its module is either never called, or its output never comes to the loss: `detach`,
-`no_grad`, `argmax`, `.item()`, or numbers that went through NumPy on the way.
+`no_grad`, `argmax`, `.item()`, or numbers that went through NumPy on the way. Where every gradient is there
+when the backward ends, and none at the step, somebody has erased them in between.
 
 Only sampled steps are looked at, and an expert that few batches are routed to may run in none of them: that
 the optimizer has moved it meanwhile tells of a gradient in some other step.
@@ -16,12 +17,13 @@ from typing import TYPE_CHECKING
 
 from bpkit.core.finding import Finding
 from bpkit.diagnostics.diagnostic import Diagnostic
-from bpkit.diagnostics.instruments import Activations, Standing
+from bpkit.diagnostics.instruments import AccumulatedNorm, Activations, GradientNorm, Standing, Update
 from bpkit.diagnostics.sample import Sample
 
 if TYPE_CHECKING:
     from bpkit.diagnostics.watcher import Watcher
 
+ERASED = 5  # samples in a row
 SAMPLES = 10  # a layer that some batches pass by, a task's head, has had its turn by then
 ROUTED = 50  # samples, where other layers run in some steps only: an expert may be called in few
 
@@ -30,9 +32,11 @@ class Disconnected(Diagnostic):
     """Layers without any gradient since the run began."""
 
     needs = (Standing, Activations)
+    wants = (AccumulatedNorm, GradientNorm, Update)
 
     def __init__(self) -> None:
         self._samples = 0
+        self._erased = 0  # samples in a row
         self._reached: set[str] = set()
         self._called: set[str] = set()
         self._routes: set[frozenset[int]] = set()
@@ -51,6 +55,16 @@ class Disconnected(Diagnostic):
         if len(self._routes) < 2:
             self._routes.add(frozenset(sample.called))
         self._note_moved(sample)
+        self._erased = self._erased + 1 if _is_erased(sample) else 0
+        if self._erased >= ERASED:
+            yield sample.finding(
+                "disconnected",
+                sample.layers,
+                {"gradient_norm_before": sample.total(AccumulatedNorm), "gradient_norm_at_step": 0.0},
+                _ERASED,
+                severity="critical",
+            )
+            return
         waiting: dict[str, None] = {}
         for info, standing in zip(sample.network.parameters, sample[Standing], strict=True):
             trainable, reached, held, _ = standing
@@ -103,7 +117,25 @@ class Disconnected(Diagnostic):
             self._seen = None
 
 
+_ERASED = (
+    "the gradients are there when the backward ends, and gone when the optimizer steps: zero_grad() stands "
+    "between the two. Call it before the backward, or after the step"
+)
 _OVER = "a gradient reaches it now"
+
+
+def _is_erased(sample: Sample) -> bool:
+    """Whether all gradients that the backward left are gone at the step, which then moves nothing by them."""
+    if not all(map(sample.has, (AccumulatedNorm, GradientNorm, Update))):
+        return False
+    left = [
+        (now, moved)
+        for before, now, moved in zip(
+            sample[AccumulatedNorm], sample[GradientNorm], sample.column(Update, "norm"), strict=True
+        )
+        if before
+    ]
+    return bool(left) and all(now == 0 or (now is None and not moved) for now, moved in left)
 
 
 def _advice(layers: tuple[str, ...], unused: list[str], *, seen: bool) -> str:
