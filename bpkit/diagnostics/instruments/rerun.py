@@ -130,15 +130,20 @@ class Calls:
         # Inside a backward a checkpoint runs again.
         if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return
-        self._silent = [each for each in self._silent if each[0] is not module]
-        if self._began():
+        if self._silent:
+            self._silent = [each for each in self._silent if each[0] is not module]
+        if not self._began():
+            return
+        if args and not kwargs and all(type(each) is Tensor for each in args):  # as a rule, and at every step
+            args, kind = tuple(each.detach() for each in args), args[0].device.type
+        else:
             args, kwargs = _pytree.tree_map_only(Tensor, torch.detach, (args, kwargs))
             within = tensors_within((args, kwargs))
             if within is None or any(each.grad_fn is not None for each in within):
                 return  # it would be held, with all memory of another step
             first = next(module.parameters(), None)
             kind = "cpu" if first is None else first.device.type
-            self._kept.append(Call(module, args, kwargs, torch.get_rng_state(), _autocast(kind)))
+        self._kept.append(Call(module, args, kwargs, torch.get_rng_state(), _autocast(kind)))
 
 
 def run_again(subject: Subject, call: Call) -> Rerun:
