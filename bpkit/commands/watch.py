@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 class _Watch(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Whose an unknown option is, is likely: the script's, which stands after it."""
+        """Of an unknown option, say where it goes if it is the script's."""
         given = list(args)
         try:
             return super().parse_args(ctx, args)

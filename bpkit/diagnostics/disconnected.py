@@ -57,13 +57,14 @@ class Disconnected(Diagnostic):
         self._note_moved(sample)
         self._erased = self._erased + 1 if _is_erased(sample) else 0
         if self._erased >= ERASED:
-            yield sample.finding(
+            self._seen = sample.finding(
                 "disconnected",
                 sample.layers,
                 {"gradient_norm_before": sample.total(AccumulatedNorm), "gradient_norm_at_step": 0.0},
                 _ERASED,
                 severity="critical",
             )
+            yield self._seen
             return
         waiting: dict[str, None] = {}
         for info, standing in zip(sample.network.parameters, sample[Standing], strict=True):

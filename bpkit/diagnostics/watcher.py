@@ -163,7 +163,7 @@ class Watcher:
             handle.remove()
         self._step_hooks = []
         for diagnostic in tuple(self._diagnostics):
-            self._run(diagnostic, lambda each: each.close(), self._step)
+            self._run(diagnostic, lambda each: each.close())
         if self._log is not None:
             self._log.losses(*self._losses.take())
         self._write_verdicts(finished=True)
@@ -232,9 +232,9 @@ class Watcher:
                 self.leave_out(diagnostic, f"{' and '.join(missing)} could not be measured")
             if missing:
                 continue
-            changed |= self._run(diagnostic, lambda each: each.observe(sample), sample.step)
+            changed |= self._run(diagnostic, lambda each: each.observe(sample))
             if log is not None and diagnostic in self._diagnostics:
-                with self._leaving_out(diagnostic, sample.step):
+                with self._leaving_out(diagnostic):
                     diagnostic.write(sample, log.board)
                     for name, values in diagnostic.columns(sample).items():
                         columns.setdefault(name, {}).update(values)
@@ -250,15 +250,13 @@ class Watcher:
 
     def report(self, diagnostic: Diagnostic, finding: Finding) -> None:
         """Note what a diagnostic finds between two samples, such as that no step is taken any more."""
-        if self._run(diagnostic, lambda _: [finding], finding.step):
+        if self._run(diagnostic, lambda _: [finding]):
             self._write_changes()
 
-    def _run(
-        self, diagnostic: Diagnostic, reads: Callable[[Diagnostic], Iterable[Finding]], step: int
-    ) -> bool:
+    def _run(self, diagnostic: Diagnostic, reads: Callable[[Diagnostic], Iterable[Finding]]) -> bool:
         """Note what a diagnostic finds; whether anything is new or has become graver."""
         changed = False
-        with self._leaving_out(diagnostic, step):
+        with self._leaving_out(diagnostic):
             for finding in reads(diagnostic):
                 news = self._ledger.note(type(diagnostic).__name__, finding)
                 if news is not None:
@@ -267,23 +265,18 @@ class Watcher:
         return changed
 
     @contextmanager
-    def _leaving_out(self, diagnostic: Diagnostic, step: int) -> Iterator[None]:
+    def _leaving_out(self, diagnostic: Diagnostic) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            self.leave_out(diagnostic, str(error) if isinstance(error, BpkitError) else repr(error), step)
+            self.leave_out(diagnostic, str(error) if isinstance(error, BpkitError) else repr(error))
 
-    def leave_out(self, diagnostic: Diagnostic, why: str, step: int | None = None) -> None:
+    def leave_out(self, diagnostic: Diagnostic, why: str) -> None:
         """Ask a diagnostic no more, and say so: now, in the summary and in the logs."""
         self._diagnostics.remove(diagnostic)
         name = type(diagnostic).__name__
         self.left_out[name] = why
-        logger.warning(
-            "bpkit: diagnostic %s left out from step %d on: %s",
-            name,
-            self._step if step is None else step,
-            why,
-        )
+        logger.warning("bpkit: diagnostic %s left out from step %d on: %s", name, self._step, why)
 
     def _say(self, finding: Finding) -> None:
         if finding.severity != "info" and self._ranks.leads:

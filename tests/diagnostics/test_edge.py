@@ -84,7 +84,7 @@ def test_an_adaptive_optimizer_divides_by_what_its_update_shows(name: str) -> No
     rate = optimizer.param_groups[0]["lr"]
     decayed = before * (1 - rate * optimizer.param_groups[0]["weight_decay"]) if name == "adamw" else before
     update = decayed - parameter.detach()
-    assert torch.allclose(edge.root(grad) ** 2, update / (rate * grad), rtol=1e-6)
+    assert torch.allclose(edge.root(grad) ** 2, update / (rate * grad), rtol=1e-9)
     beta = optimizer.param_groups[0].get("betas", (0.0,))[0]
     expected = (2 + 2 * beta) / (1 - beta) if beta else 2 + 2 * momentum
     assert edge.threshold == pytest.approx(expected / rate)

@@ -79,6 +79,7 @@ def test_many_layers_are_one_tensor(tmp_path: Path) -> None:
     assert layout.columns[0] == "gradient norm"
     (counts,) = [tensor_util.make_ndarray(each.tensor_proto) for each in events.Tensors("bpkit/histograms")]
     assert counts.sum(1).tolist() == [6.0] * 70  # every element of every layer in one bin
+    # The log is float32.
     np.testing.assert_allclose(tensor[:, 0], list(watcher.sample.by_layer(GradientNorm).values()), rtol=1e-6)
     picture = gradient_profile(watcher.sample).splitlines()
     assert len(picture) == 36

@@ -61,14 +61,6 @@ def window(logdir: Path, board: TensorBoard) -> Iterator[Any]:
         yield page
 
 
-@pytest.fixture
-def tab(window: Any) -> Any:
-    """The tab's own frame, with the maps of both runs."""
-    frame = window.frame_locator(FRAME)
-    frame.locator(".map canvas").nth(1).wait_for()
-    return frame
-
-
 def test_an_empty_directory_says_what_to_do_until_there_are_runs(window: Any, tab: Any) -> None:
     assert 'bpkit.watch(model, optimizer, logdir="runs/a")' in window.at_first
     assert tab.locator(".empty").is_hidden()

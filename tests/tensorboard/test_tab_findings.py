@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bpkit.tensorboard.record import ABSENT
-from tests.tensorboard.page import FRAME, MAP, NEEDS, api, box, chromium, pixel
+from tests.tensorboard.page import MAP, NEEDS, api, box, chromium, pixel
 from tests.tensorboard.process import TensorBoard, eventually
 from tests.tensorboard.runs import finding, run
 
@@ -38,13 +38,6 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         eventually(lambda: len(board.runs() or ()) == 9)
         page.goto(f"{board.address}/#bpkit")
         yield page
-
-
-@pytest.fixture
-def tab(window: Any) -> Any:
-    frame = window.frame_locator(FRAME)
-    frame.locator(".map canvas").nth(1).wait_for()
-    return frame
 
 
 def verdict(tab: Any, run: str) -> Any:
