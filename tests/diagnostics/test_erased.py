@@ -51,3 +51,20 @@ def test_zero_grad_in_its_place_is_in_order(where: str) -> None:
             if where == "behind":
                 optimizer.zero_grad()
     assert not [each for each in watcher.findings if each.kind == "disconnected"]
+
+
+def test_once_it_is_over_it_is_a_note() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with bpkit.watch(model, optimizer, every=1, diagnostics=["disconnected", "gradient_norm"]) as watcher:
+        for step in range(20):
+            x = torch.randn(32, 8)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), (x[:, 0] > 0).long()).backward()
+            if step < 10:
+                optimizer.zero_grad()
+            optimizer.step()
+    (finding,) = watcher.findings
+    assert finding.severity == "info"
+    assert finding.advice == "a gradient reaches it now"
